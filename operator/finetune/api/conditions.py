@@ -1,0 +1,115 @@
+"""Conditions: the one door through which their status changes.
+
+Only here are transition times and observed generations set, so that a condition's time always means
+"since when has this been so".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import Field
+
+from finetune.api.spec import Model
+
+MAX_MESSAGE = 4096
+"""Characters of a condition's message; longer ones keep their beginning and end."""
+
+
+class ConditionType(StrEnum):
+    MODEL_DOWNLOADED = "ModelDownloaded"
+    TOKENS_ADDED = "TokensAdded"
+    MODEL_RELOADED = "ModelReloaded"
+    DATASET_LOADED = "DatasetLoaded"
+    TRAINED = "Trained"
+    SAVED = "Saved"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+
+
+class ConditionStatus(StrEnum):
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class Condition(Model):
+    """One observation of the job, as every Kubernetes tool reads it (`kubectl wait --for=condition=Complete`)."""
+
+    type: ConditionType = Field(description="What is observed.")
+    status: ConditionStatus = Field(description="Whether it holds.")
+    reason: str = Field(
+        description="Why, in one word.",
+        min_length=1,
+        max_length=128,
+        pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+    )
+    message: str = Field("", description="Why and what to do, in sentences.", max_length=MAX_MESSAGE)
+    last_transition_time: datetime = Field(description="Since when the status is what it is.")
+    observed_generation: int | None = Field(None, description="The generation of the spec that this is about.", ge=0)
+
+
+def initial(now: datetime, generation: int) -> tuple[Condition, ...]:
+    """All conditions as they stand at the first visit: nothing is known yet."""
+    return tuple(
+        Condition(
+            type=kind,
+            status=ConditionStatus.UNKNOWN,
+            reason="Pending",
+            last_transition_time=now,
+            observed_generation=generation,
+        )
+        for kind in ConditionType
+    )
+
+
+def with_condition(
+    conditions: Iterable[Condition],
+    kind: ConditionType,
+    status: ConditionStatus,
+    reason: str,
+    message: str = "",
+    *,
+    now: datetime,
+    generation: int,
+) -> tuple[Condition, ...]:
+    """The conditions with one of them set; its transition time moves only with its status."""
+    kept = []
+    since = now
+    for condition in conditions:
+        if condition.type != kind:
+            kept.append(condition)
+        elif condition.status == status:
+            since = condition.last_transition_time
+    changed = Condition(
+        type=kind,
+        status=status,
+        reason=reason,
+        message=shortened(message, MAX_MESSAGE),
+        last_transition_time=since,
+        observed_generation=generation,
+    )
+    order = list(ConditionType)
+    return tuple(sorted([*kept, changed], key=lambda condition: order.index(condition.type)))
+
+
+def find(conditions: Iterable[Condition], kind: ConditionType) -> Condition | None:
+    """The condition of that type, if it was ever set."""
+    return next((condition for condition in conditions if condition.type == kind), None)
+
+
+def is_true(conditions: Iterable[Condition], kind: ConditionType) -> bool:
+    """Whether the condition of that type holds."""
+    condition = find(conditions, kind)
+    return condition is not None and condition.status == ConditionStatus.TRUE
+
+
+def shortened(text: str, limit: int) -> str:
+    """The text within `limit` characters: what is cut is cut from the middle, where the least is said."""
+    if len(text) <= limit:
+        return text
+    head = (limit - 5) * 2 // 3
+    return f"{text[:head]} ... {text[len(text) - (limit - 5 - head) :]}"

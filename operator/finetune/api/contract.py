@@ -1,0 +1,226 @@
+"""What the operator and the steps agree on: files, environment, exit codes, reports.
+
+The operator writes a `StepJob` into an annotation of the pod template; a downward-API volume turns it into `job.json`.
+A step reads it, works in the workspace, leaves a `StepReport` in the termination log and ends with an `ExitCode`.
+The local runner keeps the same contract with folders and processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from finetune.api.conditions import shortened
+from finetune.api.spec import FineTuneJobSpec, Model
+
+MAX_REPORT_BYTES = 1536
+"""The kubelet shares 12 KiB of termination messages among the containers of a pod and cuts the rest."""
+
+JOB_ANNOTATION = "finetune.dev/job"
+CA_ANNOTATION = "finetune.dev/progress-ca"
+JOB_LABEL = "finetune.dev/job-name"
+STAGE_LABEL = "finetune.dev/stage"
+ATTEMPT_LABEL = "finetune.dev/attempt"
+
+TOKEN_AUDIENCE = "finetune.dev"  # noqa: S105 - the audience that pods' projected tokens are bound to
+PROGRESS_URL = "KUBEFLOW_TRAINER_SERVER_URL"
+PROGRESS_CA = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
+PROGRESS_TOKEN = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105 - the name of a variable
+"""The variables of stock transformers' KubeflowCallback, so that any trainer image reports without a line of code."""
+
+
+class Step(StrEnum):
+    """The commands of `finetune-step`."""
+
+    DOWNLOAD = "download"
+    ADD_TOKENS = "add-tokens"
+    RELOAD = "reload"
+    LOAD_DATASET = "load-dataset"
+    TRAIN = "train"
+    SAVE = "save"
+
+
+CONTAINERS: Mapping[Step, str] = {
+    Step.DOWNLOAD: "download-model",
+    Step.ADD_TOKENS: "add-tokens",
+    Step.RELOAD: "reload-model",
+    Step.LOAD_DATASET: "load-dataset",
+    Step.TRAIN: "train",
+    Step.SAVE: "save-model",
+}
+"""The container that runs each step."""
+
+
+class ExitCode(IntEnum):
+    """How a step ends, in the numbers of sysexits.h; 75 means: stopped on request, after a checkpoint."""
+
+    OK = 0
+    USAGE = 64
+    BAD_DATA = 65
+    NO_INPUT = 66
+    UNAVAILABLE = 69
+    IO_ERROR = 74
+    PREEMPTED = 75
+    BAD_CONFIGURATION = 78
+
+
+NEVER_RETRIED = (ExitCode.USAGE, ExitCode.BAD_DATA, ExitCode.NO_INPUT, ExitCode.BAD_CONFIGURATION)
+"""Trying again cannot help: somebody has to change something."""
+
+
+class StepJob(Model):
+    """The resolved job, as `job.json` gives it to every step."""
+
+    name: str = Field(description="The FineTuneJob's name.")
+    namespace: str = Field(description="Its namespace.")
+    uid: str = Field(description="Its UID.")
+    created: datetime = Field(description="Its creation time; chat templates that print a date get this one.")
+    attempt: int = Field(1, description="Number of the stage's attempt, from 1.", ge=1)
+    spec: FineTuneJobSpec = Field(description="The spec, defaults included.")
+
+
+class StepError(Model):
+    """Why a step failed and what to do about it."""
+
+    reason: str = Field(description="One CamelCase word, for a condition's reason.")
+    message: str = Field(description="What is wrong: field, value.")
+    hint: str = Field("", description="How to mend it.")
+
+
+class StepReport(Model):
+    """What a step leaves in its termination log: a result or an error.
+
+    `result` holds the wire form (camel-case) of the part of status that the step is responsible for:
+    download -> ModelStatus, add-tokens and reload -> (parts of) TokensStatus, load-dataset -> DatasetStatus,
+    train -> TrainingStatus, save -> OutputStatus.
+    """
+
+    step: Step
+    result: dict[str, Any] | None = None
+    error: StepError | None = None
+    resumed_from_step: int | None = Field(
+        None, description="train: the checkpoint that it went on from; 0 is a fresh start."
+    )
+
+    def to_json(self) -> str:
+        """The report within `MAX_REPORT_BYTES`: texts are shortened first, then lists and mappings are dropped."""
+        report = self
+        for limit in (1024, 512, 256, 128, 64):
+            text = report.model_dump_json(by_alias=True, exclude_none=True)
+            if len(text.encode()) <= MAX_REPORT_BYTES:
+                return text
+            report = report.model_copy(
+                update={
+                    "error": report.error
+                    and report.error.model_copy(
+                        update={
+                            "message": shortened(report.error.message, limit),
+                            "hint": shortened(report.error.hint, limit),
+                        }
+                    ),
+                    "result": report.result and _shortened_values(report.result, limit),
+                }
+            )
+        plain = {key: value for key, value in (report.result or {}).items() if isinstance(value, (bool, int, float))}
+        report = report.model_copy(update={"result": plain if report.result is not None else None})
+        return report.model_dump_json(by_alias=True, exclude_none=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> StepReport | None:
+        """The report in a termination message, or None when the message is not one (a foreign image, a crash)."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError:
+            return None
+
+
+def _shortened_values(result: dict[str, Any], limit: int) -> dict[str, Any]:
+    def shorten(value: Any) -> Any:
+        if isinstance(value, str):
+            return shortened(value, limit)
+        if isinstance(value, list):
+            return [shorten(item) for item in value[: max(1, limit // 32)]]
+        return value
+
+    return {key: shorten(value) for key, value in result.items()}
+
+
+JOB_FILE = "FINETUNE_JOB"
+WORKSPACE = "FINETUNE_WORKSPACE"
+CLAIMS = "FINETUNE_CLAIMS"
+CACHE = "FINETUNE_CACHE"
+TOKENS_FILE = "FINETUNE_TOKENS"
+REPORT_FILE = "FINETUNE_REPORT"
+DEVICES = "FINETUNE_DEVICES"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things lie for a step: in a pod by default, elsewhere for the local runner (through the environment)."""
+
+    job_file: Path = Path("/etc/finetune/job.json")
+    workspace: Path = Path("/workspace")
+    claims: Path = Path("/claims")
+    cache: Path | None = None
+    tokens_file: Path = Path("/etc/finetune-tokens/tokens")
+    report_file: Path = Path("/dev/termination-log")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Layout:
+        """The layout that the environment describes; what it leaves out is as in a pod."""
+        cache = environment.get(CACHE)
+        return cls(
+            job_file=Path(environment.get(JOB_FILE, cls.job_file)),
+            workspace=Path(environment.get(WORKSPACE, cls.workspace)),
+            claims=Path(environment.get(CLAIMS, cls.claims)),
+            cache=Path(cache) if cache else None,
+            tokens_file=Path(environment.get(TOKENS_FILE, cls.tokens_file)),
+            report_file=Path(environment.get(REPORT_FILE, cls.report_file)),
+        )
+
+    @property
+    def model(self) -> Path:
+        """The base model, as downloaded."""
+        return self.workspace / "model"
+
+    @property
+    def prepared(self) -> Path:
+        """The model with its new tokens."""
+        return self.workspace / "prepared"
+
+    @property
+    def dataset(self) -> Path:
+        """Token ids and labels."""
+        return self.workspace / "dataset"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.workspace / "checkpoints"
+
+    @property
+    def trained(self) -> Path:
+        """The trained weights, before they are published."""
+        return self.workspace / "trained"
+
+    @property
+    def output(self) -> Path:
+        """The result, when the job names no other place for it."""
+        return self.workspace / "output"
+
+    def claim_path(self, uri: str) -> Path:
+        """The folder or file that pvc://CLAIM/PATH names, below the mounted claims."""
+        claim, _, path = uri.removeprefix("pvc://").partition("/")
+        return self.claims / claim / path
+
+
+def claims_of(*uris: str | None) -> tuple[str, ...]:
+    """The claims that pvc:// URIs name, each once, in order."""
+    names = (uri.removeprefix("pvc://").partition("/")[0] for uri in uris if uri and uri.startswith("pvc://"))
+    return tuple(dict.fromkeys(names))

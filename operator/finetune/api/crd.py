@@ -1,0 +1,159 @@
+"""The CustomResourceDefinition, generated from the pydantic models: `python -m finetune.api.crd > manifests/crd.yaml`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from finetune.api import GROUP, KIND, PLURAL, VERSION
+from finetune.api.spec import FineTuneJobSpec, Model
+from finetune.api.status import FineTuneJobStatus
+
+MUTABLE = ("suspend", "retry", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
+"""The fields of the spec that may change after the job started."""
+
+COLUMNS = (
+    ("Phase", "string", ".status.phase", 0),
+    ("Progress", "string", ".status.progress.summary", 0),
+    ("Loss", "number", ".status.progress.loss", 0),
+    ("Remaining", "string", ".status.progress.remaining", 0),
+    ("Attempt", "integer", ".status.attempts.count", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Message", "string", ".status.message", 1),
+)
+
+
+def crd() -> dict[str, Any]:
+    """The CustomResourceDefinition with a structural schema."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": KIND,
+                "listKind": f"{KIND}List",
+                "plural": PLURAL,
+                "singular": KIND.lower(),
+                "shortNames": ["ftj"],
+                "categories": ["ml"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": [
+                        {"name": name, "type": kind, "jsonPath": path, "priority": priority}
+                        for name, kind, path, priority in COLUMNS
+                    ],
+                    "schema": {"openAPIV3Schema": _root()},
+                }
+            ],
+        },
+    }
+
+
+def _root() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": "A FineTuneJob adds tokens to a language model, fine-tunes it and publishes the result.",
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": structural(FineTuneJobSpec),
+            "status": structural(FineTuneJobStatus),
+        },
+        "x-kubernetes-validations": [
+            {
+                "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$')",
+                "message": "metadata.name must have at most 40 characters, start with a letter and consist of a-z, 0-9 "
+                "and '-', because pods and volumes are named after it",
+            },
+            *(
+                {
+                    "rule": f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || {_unchanged(field)}",
+                    "message": f"spec.{field} cannot change once the job has started; delete the job and apply it anew, "
+                    f"or apply it under another name (only {', '.join(MUTABLE)} may change)",
+                }
+                for field in _aliases(FineTuneJobSpec)
+                if field not in MUTABLE
+            ),
+        ],
+    }
+
+
+def _unchanged(field: str) -> str:
+    return f"self.spec.?{field} == oldSelf.spec.?{field}"
+
+
+def _aliases(model: type[Model]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def structural(model: type[Model]) -> dict[str, Any]:
+    """The model as a structural schema: references inlined, absence instead of null, bounds as the server knows them."""
+    schema = model.model_json_schema(by_alias=True)
+    definitions = schema.pop("$defs", {})
+    result = _structural(schema, definitions)
+    assert isinstance(result, dict)
+    return result
+
+
+_DROPPED = ("title", "additionalProperties", "examples", "const", "propertyNames")
+
+
+def _structural(node: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_structural(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    node = dict(node)
+    if reference := node.pop("$ref", None):
+        node = {**definitions[reference.rpartition("/")[2]], **node}
+    if "anyOf" in node:
+        options = [option for option in node.pop("anyOf") if option.get("type") != "null"]
+        assert len(options) == 1, f"the API has no unions: {options}"
+        inner = _structural(options[0], definitions)
+        node = {**inner, **node}
+    if node.get("default", ...) is None:
+        del node["default"]
+    values = node.get("additionalProperties")
+    result: dict[str, Any] = {}
+    for key, value in node.items():
+        if key == "properties":
+            result[key] = {name: _structural(child, definitions) for name, child in value.items()}
+        elif key == "exclusiveMinimum":
+            result.update(minimum=value, exclusiveMinimum=True)
+        elif key == "exclusiveMaximum":
+            result.update(maximum=value, exclusiveMaximum=True)
+        elif key in ("default", "x-kubernetes-validations", "enum", "required"):
+            result[key] = value
+        elif key not in _DROPPED:
+            result[key] = _structural(value, definitions)
+    if isinstance(values, dict):
+        result["additionalProperties"] = _structural(values, definitions)
+    if result.get("type") == "integer":
+        result["format"] = "int64"
+    if result.pop("x-kubernetes-int-or-string", False):
+        for key in ("type", "minLength", "pattern"):
+            result.pop(key, None)
+        result["x-kubernetes-int-or-string"] = True
+    return result
+
+
+def main() -> None:
+    """Write the definition to standard output."""
+    import yaml  # only the generator needs it
+
+    sys.stdout.write("# Generated by `make generate` from operator/finetune/api; do not edit.\n")
+    yaml.safe_dump(crd(), sys.stdout, sort_keys=False, width=120, allow_unicode=True)
+
+
+if __name__ == "__main__":
+    main()

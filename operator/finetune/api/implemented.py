@@ -1,0 +1,91 @@
+"""Which values of the API have no behaviour yet.
+
+The API is written whole from the start so that it grows without breaking; a value that nothing acts on yet is refused
+with its field's name, never silently ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from finetune.api.spec import (
+    FineTuneJobSpec,
+    Layout,
+    Mask,
+    MeanOf,
+    Method,
+    Objective,
+    Optimizer,
+    Parallelism,
+    Switch,
+    TokenInit,
+)
+
+
+class Missing(NamedTuple):
+    """A field whose value is not implemented, and what to write instead."""
+
+    field: str
+    value: str
+    remedy: str
+
+    def sentence(self) -> str:
+        return f"spec.{self.field}: {self.value} is not implemented yet; {self.remedy}"
+
+
+def not_implemented(spec: FineTuneJobSpec) -> tuple[Missing, ...]:
+    """Every field of the spec whose value has no behaviour yet; empty for a job that can run."""
+    return tuple(_missing(spec))
+
+
+def _missing(spec: FineTuneJobSpec) -> Iterator[Missing]:
+    training = spec.training
+    if spec.layout != Layout.STAGED:
+        yield Missing("layout", spec.layout, "use Staged")
+    yield from _store("model.uri", spec.model.uri, "hf:// and pvc://")
+    if spec.tokens:
+        if spec.tokens.learn:
+            yield Missing("tokens.learn", "learning a vocabulary", "list the tokens in tokens.add or tokens.addFrom")
+        yield from _init("tokens.init", spec.tokens.init)
+        for index, token in enumerate(spec.tokens.add or ()):
+            yield from _init(f"tokens.add[{index}].init", token.init)
+    for index, source in enumerate(spec.dataset.sources):
+        yield from _store(f"dataset.sources[{index}].uri", source.uri, "hf://datasets/ and pvc://")
+    if len(spec.dataset.sources) > 1:
+        yield Missing("dataset.sources", "mixing several sources", "join them into one")
+    if spec.dataset.packing != Switch.DISABLED:
+        yield Missing("dataset.packing", spec.dataset.packing, "use Disabled")
+    if spec.dataset.mask != Mask.ASSISTANT:
+        yield Missing("dataset.mask", spec.dataset.mask, "use Assistant")
+    if training.objective == Objective.PREFERENCE:
+        yield Missing("training.objective", training.objective, "use Supervised or Pretraining")
+    if training.method != Method.FULL:
+        yield Missing("training.method", training.method, "use Full")
+    if training.embedding_warmup:
+        yield Missing("training.embeddingWarmup", "the warm-up of new rows", "remove it")
+    if training.optimizer != Optimizer.ADAMW:
+        yield Missing("training.optimizer", training.optimizer, "use AdamW")
+    if training.parallelism not in (Parallelism.AUTO, Parallelism.DDP):
+        yield Missing("training.parallelism", training.parallelism, "use Auto or DDP")
+    if training.nodes > 1:
+        yield Missing("training.nodes", str(training.nodes), "use 1; several GPUs of one pod work")
+    if training.container:
+        yield Missing("training.container", "your own trainer image", "remove it")
+    if spec.cache:
+        yield Missing("cache", "a cache shared by jobs", "remove it")
+    if spec.output:
+        yield from _store("output.uri", spec.output.uri, "pvc://")
+
+
+def _store(field: str, uri: str, supported: str) -> Iterator[Missing]:
+    scheme = uri.partition("://")[0] + "://"
+    if scheme not in supported:
+        yield Missing(field, scheme, f"use {supported}")
+
+
+def _init(field: str, init: TokenInit | None) -> Iterator[Missing]:
+    if init and init.mean_of == MeanOf.DESCRIPTION:
+        yield Missing(f"{field}.meanOf", init.mean_of, "use Pieces, Vocabulary or copyOf")
+    if init and init.sample:
+        yield Missing(f"{field}.sample", init.sample, "use meanOf or copyOf")

@@ -1,0 +1,217 @@
+"""The FineTuneJob status: what a user reads.
+
+Two writers share it: the controller owns everything but `progress`, which whoever receives a pod's live report writes.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune.api.conditions import Condition
+from finetune.api.spec import Model
+
+MAX_ATTEMPTS = 10
+"""Attempts that status remembers, newest last."""
+
+Text = Annotated[str, Field(max_length=4096)]
+
+
+class Phase(StrEnum):
+    """Where the job stands, in one word, for people; programs read the conditions."""
+
+    PENDING = "Pending"
+    DOWNLOADING = "Downloading"
+    ADDING_TOKENS = "AddingTokens"
+    RELOADING = "Reloading"
+    LOADING_DATASET = "LoadingDataset"
+    TRAINING = "Training"
+    SAVING = "Saving"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+
+
+class Unit(StrEnum):
+    BYTE = "byte"
+    ROW = "row"
+    STEP = "step"
+
+
+class Progress(Model):
+    """The live state of the running step, as its pod reported it."""
+
+    step: str = Field(
+        description="The step that reports: download, add-tokens, reload, load-dataset, train or save.", max_length=32
+    )
+    summary: str = Field("", description="The progress column of kubectl get.", max_length=64)
+    remaining: str = Field("", description="The remaining-time column of kubectl get.", max_length=32)
+    percent: int = Field(0, description="Share of the step that is done.", ge=0, le=100)
+    current: int | None = Field(None, description="How many units are done.", ge=0)
+    total: int | None = Field(None, description="How many units there are.", ge=0)
+    unit: Unit | None = Field(None, description="What is counted.")
+    loss: float | None = Field(None, description="Training loss of the last logged step.")
+    validation_loss: float | None = Field(None, description="Loss on the held-out rows.")
+    learning_rate: float | None = Field(None, description="Current learning rate.")
+    tokens_per_second: float | None = Field(None, description="Tokens trained per second.")
+    checkpoint_step: int | None = Field(None, description="Step of the newest complete checkpoint.", ge=0)
+    estimated_completion_time: datetime | None = Field(
+        None, description="When the step will be done, if it goes on like this."
+    )
+    last_update_time: datetime | None = Field(None, description="When the pod last reported.")
+
+
+class ModelStatus(Model):
+    """The base model as it was downloaded."""
+
+    commit: str | None = Field(None, description="The commit that the revision resolved to.", max_length=128)
+    size_bytes: int | None = Field(None, description="Bytes of the files that were needed.", ge=0)
+    reused: bool | None = Field(None, description="Whether the files were there already.")
+
+
+class CharactersPerToken(Model):
+    """How compactly the tokenizer writes the domain; more is better."""
+
+    before: float = Field(description="Before the tokens were added.")
+    after: float = Field(description="After the tokens were added.")
+
+
+class TokenProbability(Model):
+    """How likely a new token is as the next token."""
+
+    token: str = Field(description="The token.", max_length=512)
+    without_prompt: float | None = Field(None, description="After a question, without the generation prompt.")
+    with_prompt: float | None = Field(None, description="After a question and the generation prompt.")
+
+
+class TokensStatus(Model):
+    """What token addition did."""
+
+    added: int = Field(0, description="Tokens that are new.", ge=0)
+    already_present: int = Field(0, description="Tokens that the tokenizer had already.", ge=0)
+    vocabulary_size: int | None = Field(None, description="Tokens of the extended tokenizer.", ge=0)
+    vocabulary_size_before: int | None = Field(None, description="Tokens of the base tokenizer.", ge=0)
+    embedding_rows: int | None = Field(None, description="Rows of the extended embedding matrix.", ge=0)
+    embedding_rows_before: int | None = Field(None, description="Rows of the base embedding matrix.", ge=0)
+    characters_per_token: CharactersPerToken | None = Field(
+        None, description="Measured on a held-out part of the corpus."
+    )
+    probabilities: list[TokenProbability] | None = Field(
+        None, description="How likely new tokens are right after their initialisation.", max_length=16
+    )
+    warnings: list[Text] | None = Field(None, description="What may surprise later.", max_length=16)
+
+
+class DatasetStatus(Model):
+    """What the dataset turned out to be."""
+
+    examples: int = Field(0, description="Examples to train on.", ge=0)
+    validation_examples: int = Field(0, description="Examples held out.", ge=0)
+    tokens: int = Field(0, description="Tokens of all examples.", ge=0)
+    trained_tokens: int = Field(0, description="Tokens that carry the loss.", ge=0)
+    truncated: int = Field(0, description="Examples that were shortened to maxLength.", ge=0)
+    dropped: int = Field(0, description="Rows that could not be used.", ge=0)
+    unused_tokens: list[Text] | None = Field(
+        None, description="New tokens that never occur in the data and so stay untrained.", max_length=32
+    )
+    digest: str | None = Field(None, description="SHA-256 of ids and labels.", max_length=80)
+
+
+class CheckpointStatus(Model):
+    """The newest complete checkpoint."""
+
+    step: int = Field(description="The optimizer step after which it was written.", ge=0)
+    time: datetime | None = Field(None, description="When it was complete.")
+
+
+class TrainingStatus(Model):
+    """What training came to; live numbers are in `progress`."""
+
+    steps: int | None = Field(None, description="Optimizer steps done.", ge=0)
+    loss: float | None = Field(None, description="Mean training loss over the last logged steps.")
+    validation_loss: float | None = Field(None, description="Loss on the held-out rows after training.")
+    checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
+    exact: bool | None = Field(
+        None, description="Whether every resumption was bit-exact: same libraries, threads, CPU capability, world size."
+    )
+
+
+class AttemptOutcome(StrEnum):
+    """How an attempt ended."""
+
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    PREEMPTED = "Preempted"
+    SUSPENDED = "Suspended"
+    USER_ERROR = "UserError"
+    OUT_OF_MEMORY = "OutOfMemory"
+    NODE_LOST = "NodeLost"
+    CRASHED = "Crashed"
+
+
+class Attempt(Model):
+    """One try of a stage: one Job."""
+
+    stage: str = Field(description="prepare, train or save.", max_length=16)
+    number: int = Field(description="Counted from 1 within the stage.", ge=1)
+    outcome: AttemptOutcome = Field(description="How it ended.")
+    reason: str = Field("", description="Why, in one word.", max_length=128)
+    message: str = Field("", description="Why, in the words of whoever knew.", max_length=1024)
+    pod: str | None = Field(None, description="Its pod.", max_length=253)
+    node: str | None = Field(None, description="Where it ran.", max_length=253)
+    exit_code: int | None = Field(None, description="Exit code of the container that ended it.")
+    resumed_from_step: int | None = Field(None, description="The checkpoint that it went on from.", ge=0)
+    checkpoint_step: int | None = Field(None, description="The newest checkpoint that it left.", ge=0)
+    start_time: datetime | None = Field(None, description="When its Job was created.")
+    end_time: datetime | None = Field(None, description="When its last pod was terminal or gone.")
+
+
+class Attempts(Model):
+    """All tries so far."""
+
+    count: int = Field(0, description="Training attempts, the running one included.", ge=0)
+    failures: int = Field(0, description="Failures in a row without a new checkpoint, of the current stage.", ge=0)
+    preemptions: int = Field(0, description="Preemptions so far; they cost nothing of the retry budget.", ge=0)
+    retry_after: datetime | None = Field(None, description="When the next attempt starts.")
+    history: list[Attempt] | None = Field(
+        None, description="The newest attempts, newest last.", max_length=MAX_ATTEMPTS
+    )
+
+
+class OutputStatus(Model):
+    """The result."""
+
+    uri: str | None = Field(None, description="Where it lies.", max_length=512)
+    size_bytes: int | None = Field(None, description="Its size.", ge=0)
+    sha256: str | None = Field(None, description="SHA-256 over the weights' files, in name order.", max_length=80)
+
+
+class FineTuneJobStatus(Model):
+    """What is known about the job."""
+
+    phase: Phase | None = Field(None, description="Where the job stands, in one word.")
+    message: str | None = Field(None, description="What the job waits for, or why it failed.", max_length=4096)
+    observed_generation: int | None = Field(
+        None, description="The generation of the spec that this status is about.", ge=0
+    )
+    start_time: datetime | None = Field(
+        None, description="When the operator took the job up; the spec is frozen from then on."
+    )
+    completion_time: datetime | None = Field(None, description="When the job finished, either way.")
+    spec_digest: str | None = Field(None, description="Digest of the spec as it was taken up.", max_length=80)
+    conditions: list[Condition] | None = Field(
+        None,
+        description="Observations, one for each type.",
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    progress: Progress | None = Field(None, description="The live state of the running step.")
+    model: ModelStatus | None = Field(None, description="The base model.")
+    tokens: TokensStatus | None = Field(None, description="The new tokens.")
+    dataset: DatasetStatus | None = Field(None, description="The dataset.")
+    training: TrainingStatus | None = Field(None, description="What training came to.")
+    attempts: Attempts | None = Field(None, description="All tries so far.")
+    output: OutputStatus | None = Field(None, description="The result.")
