@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition, generated from the pydantic models: `python -m finetune.api.crd > manifests/crd.yaml`."""
+"""The CustomResourceDefinition, generated from the pydantic models (`make generate` writes manifests/crd.yaml)."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def _root() -> dict[str, Any]:
             *(
                 {
                     "rule": f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || {_unchanged(field)}",
-                    "message": f"spec.{field} cannot change once the job has started; delete the job and apply it anew, "
-                    f"or apply it under another name (only {', '.join(MUTABLE)} may change)",
+                    "message": f"spec.{field} cannot change once the job has started; delete the job and apply it anew, or "
+                    f"apply it under another name (only {', '.join(MUTABLE)} may change)",
                 }
                 for field in _aliases(FineTuneJobSpec)
                 if field not in MUTABLE
@@ -97,7 +97,7 @@ def _aliases(model: type[Model]) -> list[str]:
 
 
 def structural(model: type[Model]) -> dict[str, Any]:
-    """The model as a structural schema: references inlined, absence instead of null, bounds as the server knows them."""
+    """The model as a structural schema: references inlined, no null, bounds as the server knows them."""
     schema = model.model_json_schema(by_alias=True)
     definitions = schema.pop("$defs", {})
     result = _structural(schema, definitions)

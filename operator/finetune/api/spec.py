@@ -607,8 +607,8 @@ class FineTuneJobSpec(Model):
             ),
             (
                 "!has(self.ttlSecondsAfterFinished) || has(self.output)",
-                "ttlSecondsAfterFinished would delete the result, which without an output lies in the job's own volume: "
-                "set output.uri",
+                "ttlSecondsAfterFinished would delete the result, which without an output lies in the job's own "
+                "volume: set output.uri",
             ),
             (
                 "self.layout == 'Staged' || self.training.nodes == 1",
