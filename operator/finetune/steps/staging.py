@@ -1,0 +1,95 @@
+"""Complete or absent: how a step publishes a folder.
+
+A step writes into `NAME.partial`, everything is flushed to disk, a manifest with the digest of the step's inputs goes in
+last, and a rename publishes it. Killed at any moment, the folder is as before or whole; run again with the same inputs,
+nothing is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "finetune-manifest.json"
+
+
+def digest(inputs: Any) -> str:
+    """SHA-256 of JSON-like inputs, independent of key order."""
+    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def published(folder: Path, inputs: Any | None = None) -> dict[str, Any] | None:
+    """The result that the complete folder's manifest carries; None when it is absent or was made from other inputs."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+    if inputs is not None and manifest.get("inputs") != digest(inputs):
+        return None
+    result = manifest.get("result")
+    return result if isinstance(result, dict) else None
+
+
+def publish(folder: Path, inputs: Any, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """The folder's result, made by `write(partial folder)` unless it is there already (then with `reused: true`).
+
+    `write` may find files of an interrupted run in the partial folder if that run had the same inputs; it may go on
+    from them.
+    """
+    if (result := published(folder, inputs)) is not None:
+        return {**result, "reused": True}
+    partial = folder.with_name(f"{folder.name}.partial")
+    marker = partial / ".inputs"
+    if not marker.is_file() or marker.read_text() != digest(inputs):
+        _remove(partial)
+        partial.mkdir(parents=True)
+        marker.write_text(digest(inputs))
+    result = write(partial)
+    marker.unlink()
+    (partial / MANIFEST).write_text(json.dumps({"inputs": digest(inputs), "result": result}, ensure_ascii=False))
+    make_durable(partial)
+    replace(partial, folder)
+    return result
+
+
+def replace(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`. A crash between the two renames leaves `new` whole and `folder` absent."""
+    former = folder.with_name(f"{folder.name}.former")
+    _remove(former)
+    if folder.exists():
+        folder.rename(former)
+    new.rename(folder)
+    _sync(folder.parent)
+    _remove(former)
+
+
+def make_durable(folder: Path) -> None:
+    """Flush every file and folder below to disk, readable for all (safetensors writes 0600)."""
+    for root, _, files in os.walk(folder):
+        for name in files:
+            path = Path(root, name)
+            if not path.is_symlink():
+                path.chmod(path.stat().st_mode | 0o444)
+                _sync(path)
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
