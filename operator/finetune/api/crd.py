@@ -78,7 +78,7 @@ def _root() -> dict[str, Any]:
             *(
                 {
                     "rule": f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || {_unchanged(field)}",
-                    "message": f"spec.{field} cannot change once the job has started; delete and apply the job anew, or "
+                    "message": f"spec.{field} cannot change once the job has started; delete and apply it anew, or "
                     f"apply it under another name (only {', '.join(MUTABLE)} may change)",
                 }
                 for field in _aliases(FineTuneJobSpec)

@@ -1,8 +1,8 @@
 """Complete or absent: how a step publishes a folder.
 
-A step writes into `NAME.partial`, everything is flushed to disk, a manifest with the digest of the step's inputs goes in
-last, and a rename publishes it. Killed at any moment, the folder is as before or whole; run again with the same inputs,
-nothing is done.
+A step writes into `NAME.partial`, everything is flushed to disk, a manifest with the digest of the step's inputs goes
+in last, and a rename publishes it. Killed at any moment, the folder is as before or whole; run again with the same
+inputs, nothing is done.
 """
 
 from __future__ import annotations
