@@ -34,3 +34,49 @@ requirements: $(READY) ## compile requirements/*.txt from pyproject.toml
 		$(COMPILE) pyproject.toml --extra $$extra -c requirements/dev.txt -o requirements/$$extra.txt || exit 1; \
 	done
 	$(COMPILE) --group build -c requirements/dev.txt -o requirements/build.txt
+
+.PHONY: generate
+generate: $(READY) ## write manifests/crd.yaml, the chart's CRD, manifests/install.yaml and docs/api.md from the API
+	$(BIN)/python -m finetune.api.crd > build/crd.yaml.new && mv build/crd.yaml.new manifests/crd.yaml
+
+.PHONY: format
+format: $(READY) ## format the code
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+.PHONY: lint
+lint: $(READY) ## ruff, mypy --strict, import layers
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	$(BIN)/mypy
+	PATH=$(BIN):$$PATH lint-imports --no-logo 2>/dev/null || PATH=$(BIN):$$PATH lint-imports
+
+.PHONY: test-fast
+test-fast: lint ## lint, unit and simulation tests: under two minutes, no cluster
+	$(BIN)/pytest -q tests/unit tests/simulation -m "not slow"
+
+.PHONY: test
+test: lint cluster-up ## everything: lint, types, layers, unit, simulation, integration, end to end on a real Kubernetes
+	$(BIN)/pytest tests
+
+.PHONY: cluster-up
+cluster-up: $(READY) ## a real Kubernetes on this machine (NODES=2 for two nodes); the first start builds it
+	$(BIN)/python -m tests.cluster up --nodes $(NODES)
+
+.PHONY: cluster-down
+cluster-down: $(READY) ## stop it; nothing is left running
+	$(BIN)/python -m tests.cluster down
+
+.PHONY: cluster-status
+cluster-status: $(READY) ## what runs, and how to use it with kubectl
+	$(BIN)/python -m tests.cluster status
+
+.PHONY: demo
+demo: cluster-up ## everything from cluster to trained model, before your eyes
+	$(BIN)/python -m tests.demo
+
+.PHONY: bench-tokens
+bench-tokens: $(READY) ## add-tokens against the careful transformers path
+	$(BIN)/python -m tests.bench.tokens
+
+.PHONY: bench-controller
+bench-controller: cluster-up ## 1,000 FineTuneJobs against 1,000 plain Jobs; status latency
+	$(BIN)/python -m tests.bench.controller

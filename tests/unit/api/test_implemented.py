@@ -1,0 +1,47 @@
+import pytest
+
+from finetune.api.implemented import not_implemented
+from finetune.api.spec import FineTuneJobSpec
+
+RUNNABLE = {
+    "model": {"uri": "hf://org/name"},
+    "dataset": {"sources": [{"uri": "pvc://data/rows.jsonl"}]},
+    "training": {"epochs": 1},
+}
+
+
+def job(**changes):
+    spec = {key: dict(value) for key, value in RUNNABLE.items()}
+    for path, value in changes.items():
+        section, _, field = path.partition("__")
+        if field:
+            spec[section][field] = value
+        else:
+            spec[section] = value
+    return FineTuneJobSpec.model_validate(spec)
+
+
+def test_a_plain_job_can_run():
+    assert not_implemented(job()) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"layout": "SinglePod"}, "layout"),
+        ({"model__uri": "s3://bucket/model"}, "model.uri"),
+        ({"output": {"uri": "hf://org/name"}}, "output.uri"),
+        ({"training__method": "LoRA"}, "training.method"),
+        ({"training__nodes": 2}, "training.nodes"),
+        ({"training__embeddingWarmup": {"steps": 1}}, "training.embeddingWarmup"),
+        ({"tokens": {"add": [{"content": "x", "init": {"sample": "Normal"}}]}}, "tokens.add[0].init.sample"),
+        ({"tokens": {"learn": {"source": {"uri": "pvc://c"}, "size": 5}}}, "tokens.learn"),
+        ({"dataset__packing": "Enabled"}, "dataset.packing"),
+        ({"cache": {"claimName": "models"}}, "cache"),
+    ],
+)
+def test_a_value_without_behaviour_is_named_with_a_remedy(changes, field):
+    (missing,) = not_implemented(job(**changes))
+    assert missing.field == field
+    assert missing.sentence().startswith(f"spec.{field}: ")
+    assert missing.remedy
