@@ -1,0 +1,78 @@
+"""A deleted job leaves nothing, whatever it was doing and whether or not the operator runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.jobs import tiny_job, training
+from tests.e2e.namespace import Namespace
+
+GRACE = 60
+"""Seconds: the pods' own grace period (30) and the garbage collector's work."""
+
+PHASES = ("Downloading", "AddingTokens", "Reloading", "LoadingDataset", "Training", "Saving", "Complete")
+
+
+def gone(namespace: Namespace, name: str) -> None:
+    namespace.until_true(
+        lambda: not namespace.owned(name), f"everything that {name} owned is gone; left: {namespace.owned(name)}", GRACE
+    )
+
+
+@pytest.fixture
+def stopped_operator(installation):
+    """Callable that stops the operator; it runs again after the test."""
+    yield lambda: installation.scale(0)
+    installation.scale(1)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_deleted_in(phase, namespace):
+    namespace.apply(tiny_job("gone"))
+    namespace.until_phase("gone", *PHASES[PHASES.index(phase) :])
+    namespace.delete_job("gone")
+    gone(namespace, "gone")
+
+
+def test_deleted_in_every_phase_while_the_operator_is_down(namespace, stopped_operator):
+    """One job in each phase: pods go on without the operator, so the later phases wait for it first."""
+    for phase in PHASES:
+        name = f"down-{phase.lower()}"
+        namespace.apply(tiny_job(name))
+        namespace.until_phase(name, *PHASES[PHASES.index(phase) :])
+    stopped_operator()
+    for phase in PHASES:
+        namespace.delete_job(f"down-{phase.lower()}")
+    for phase in PHASES:
+        gone(namespace, f"down-{phase.lower()}")
+
+
+def test_applied_again_under_the_same_name_waits_for_the_old_pods_then_runs_clean(namespace):
+    namespace.apply(tiny_job("again"))
+    namespace.until_phase("again", "Training")
+    namespace.until_true(lambda: namespace.pod("again", "train")["status"]["phase"] == "Running", "training runs")
+    old = namespace.job("again")["metadata"]["uid"]
+    namespace.delete_job("again")
+    namespace.until_true(lambda: recreated(namespace, old), "the name is free")
+    overlaps = []
+
+    def watched(job: dict) -> bool:
+        owners = {pod["metadata"]["labels"]["finetune.dev/job-uid"] for pod in living(namespace, "again")}
+        if len(owners) > 1:
+            overlaps.append(owners)
+        return bool(job.get("status", {}).get("phase") == "Complete")
+
+    job = namespace.until("again", watched, "Complete")
+    assert overlaps == [], "pods of both jobs ran at the same time"
+    assert job["metadata"]["uid"] != old
+    assert job["status"]["attempts"]["count"] == 1
+
+
+def recreated(namespace: Namespace, old_uid: str) -> bool:
+    """Apply at once, as a user does; while the old object is still there, that only changes the old one."""
+    namespace.apply(tiny_job("again", training=training(learningRate=2e-3)))
+    return bool(namespace.job("again")["metadata"]["uid"] != old_uid)
+
+
+def living(namespace: Namespace, name: str) -> list[dict]:
+    return [pod for pod in namespace.list("pods", name) if pod["status"]["phase"] in ("Pending", "Running")]
