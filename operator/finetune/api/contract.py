@@ -26,6 +26,9 @@ MAX_REPORT_BYTES = 1536
 JOB_ANNOTATION = "finetune.dev/job"
 CA_ANNOTATION = "finetune.dev/progress-ca"
 JOB_LABEL = "finetune.dev/job-name"
+JOB_UID_LABEL = "finetune.dev/job-uid"
+"""Tells the children of a job from those of a former job of the same name."""
+
 STAGE_LABEL = "finetune.dev/stage"
 ATTEMPT_LABEL = "finetune.dev/attempt"
 

@@ -1,0 +1,195 @@
+"""The FineTuneJob spec as a whole, and the fields that are not about tokens, data or training."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from finetune.api.schema import (
+    NO_DATASET,
+    NO_PARENT,
+    Model,
+    ModelUri,
+    Name,
+    OutputUri,
+    Quantity,
+    Revision,
+    keyed_by,
+    rules,
+)
+from finetune.api.spec.dataset import Dataset
+from finetune.api.spec.tokens import Tokens
+from finetune.api.spec.training import Resources, Training
+
+
+class ModelSource(Model):
+    """The base model."""
+
+    uri: ModelUri = Field(
+        description="Where the base model lies: hf://ORGANISATION/NAME, pvc://CLAIM/PATH, s3://, gs:// or az://.",
+        json_schema_extra=rules(NO_PARENT, NO_DATASET),
+        examples=["hf://meta-llama/Llama-3.2-1B-Instruct"],
+    )
+    revision: Revision = Field(
+        "main", description="Branch, tag or commit of an hf:// model; resolved to a commit, which status records."
+    )
+
+
+class Credential(Model):
+    """A Secret whose keys become environment variables of the pods that talk to stores, never of training."""
+
+    secret_name: Name = Field(
+        description="A Secret of this namespace, for example with HF_TOKEN or AWS_ACCESS_KEY_ID as keys."
+    )
+
+
+class Prepare(Model):
+    """The CPU pods that prepare model and dataset, and that save the result."""
+
+    resources: Resources = Field(
+        default_factory=Resources,
+        description="Resources of each of their containers.",
+        json_schema_extra={"default": {}},
+    )
+    node_selector: dict[str, Annotated[str, Field(max_length=63)]] | None = Field(
+        None, description="Labels of the nodes that may run them.", json_schema_extra={"maxProperties": 32}
+    )
+
+
+class AccessMode(StrEnum):
+    READ_WRITE_ONCE = "ReadWriteOnce"
+    READ_WRITE_MANY = "ReadWriteMany"
+    READ_WRITE_ONCE_POD = "ReadWriteOncePod"
+
+
+class Workspace(Model):
+    """The volume that carries the job from step to step."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.claimName) || !has(self.storageClassName)",
+                "workspace.claimName names a claim that exists; storageClassName is for a new one",
+            )
+        )
+    )
+
+    claim_name: Name | None = Field(None, description="Use this claim instead of creating one for the job.")
+    size: Quantity = Field("20Gi", description="Size of the claim that is created.")
+    storage_class_name: Name | None = Field(None, description="Its storage class; the cluster's default when absent.")
+    access_modes: list[AccessMode] = Field(
+        default=[AccessMode.READ_WRITE_ONCE],
+        description="Its access modes. Several training nodes need ReadWriteMany.",
+        min_length=1,
+        max_length=3,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+
+
+class Cache(Model):
+    """A claim shared by jobs, so that a second job downloads nothing."""
+
+    claim_name: Name = Field(description="A claim of this namespace, ReadWriteMany if jobs run on several nodes.")
+
+
+class OutputFormat(StrEnum):
+    MERGED = "Merged"
+    ADAPTER = "Adapter"
+
+
+class Output(Model):
+    """Where the trained model goes."""
+
+    uri: OutputUri = Field(
+        description="pvc://CLAIM/PATH, hf://ORGANISATION/NAME, s3://, gs:// or az://. The path is created.",
+        json_schema_extra=rules(NO_PARENT, NO_DATASET),
+    )
+    format: OutputFormat = Field(OutputFormat.MERGED, description="A whole model, or only what LoRA added.")
+
+
+class Retry(Model):
+    """What is tolerated before a job counts as failed."""
+
+    limit: int = Field(
+        3, description="Failures in a row without a new checkpoint. Preemptions are not failures.", ge=0, le=100
+    )
+
+
+class Layout(StrEnum):
+    STAGED = "Staged"
+    SINGLE_POD = "SinglePod"
+
+
+class FineTuneJobSpec(Model):
+    """What to fine-tune, on what, how, and where the result goes."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "self.training.nodes == 1 || (has(self.workspace.claimName) || "
+                "'ReadWriteMany' in self.workspace.accessModes)",
+                "training.nodes above 1 needs workspace.accessModes: [ReadWriteMany] (or a claimName of such a volume)",
+            ),
+            (
+                "!has(self.ttlSecondsAfterFinished) || has(self.output)",
+                "ttlSecondsAfterFinished would delete the result, which without an output lies in the job's own "
+                "volume: set output.uri",
+            ),
+            (
+                "self.layout == 'Staged' || self.training.nodes == 1",
+                "layout SinglePod runs in one pod: training.nodes must be 1",
+            ),
+            (
+                "!has(self.output) || self.output.format != 'Adapter' || self.training.method != 'Full'",
+                "output.format Adapter needs training.method LoRA or QLoRA; a full fine-tune has no adapter",
+            ),
+            (
+                "!has(self.training.embeddingWarmup) || has(self.tokens)",
+                "training.embeddingWarmup trains new rows only: add tokens, or remove it",
+            ),
+            (
+                "!has(self.training.evaluateEverySteps) || self.dataset.validation.fraction > 0.0",
+                "training.evaluateEverySteps needs held-out rows: set dataset.validation.fraction, for example 0.1",
+            ),
+            (
+                "!has(self.output) || self.output.uri != self.model.uri",
+                "output.uri is the place of the base model, which would be overwritten: choose another",
+            ),
+        )
+    )
+
+    layout: Layout = Field(
+        Layout.STAGED, description="Staged: CPU pods prepare and save, GPU pods train. SinglePod: all in one."
+    )
+    model: ModelSource = Field(description="The base model.")
+    credentials: list[Credential] | None = Field(
+        None,
+        description="Secrets for the stores of model, dataset and output. Training pods never see them.",
+        max_length=16,
+        json_schema_extra=keyed_by("secretName"),
+    )
+    tokens: Tokens | None = Field(None, description="New tokens; none when absent.")
+    dataset: Dataset = Field(description="What the model learns from.")
+    training: Training = Field(description="How the model learns.")
+    prepare: Prepare = Field(
+        default_factory=Prepare, description="The CPU pods around training.", json_schema_extra={"default": {}}
+    )
+    workspace: Workspace = Field(
+        default_factory=Workspace, description="The job's working volume.", json_schema_extra={"default": {}}
+    )
+    cache: Cache | None = Field(None, description="A claim that keeps downloads and extended models for further jobs.")
+    output: Output | None = Field(
+        None, description="Where the result is published; absent, it stays in the workspace volume under output/."
+    )
+    retry: Retry = Field(
+        default_factory=Retry, description="How often to try again.", json_schema_extra={"default": {}}
+    )
+    suspend: bool = Field(False, description="Stop after a checkpoint and keep everything; false goes on from there.")
+    active_deadline_seconds: int | None = Field(
+        None, description="The job fails when it runs longer than this, suspended time included.", ge=1, le=31_536_000
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        None, description="Delete the job so long after it finished.", ge=0, le=31_536_000
+    )

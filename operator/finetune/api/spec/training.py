@@ -1,0 +1,234 @@
+"""Training: how the model learns, and on what machines."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from finetune.api.schema import Matching, Model, Name, Quantity, Switch, keyed_by, rules
+
+
+class Objective(StrEnum):
+    SUPERVISED = "Supervised"
+    PRETRAINING = "Pretraining"
+    PREFERENCE = "Preference"
+
+
+class Method(StrEnum):
+    FULL = "Full"
+    LORA = "LoRA"
+    QLORA = "QLoRA"
+
+
+class Parallelism(StrEnum):
+    AUTO = "Auto"
+    DDP = "DDP"
+    FSDP = "FSDP"
+    DEEPSPEED_ZERO = "DeepSpeedZeRO"
+
+
+class Schedule(StrEnum):
+    LINEAR = "Linear"
+    COSINE = "Cosine"
+    CONSTANT = "Constant"
+
+
+class Optimizer(StrEnum):
+    ADAMW = "AdamW"
+    ADAMW_8BIT = "AdamW8bit"
+
+
+class LoRA(Model):
+    """Low-rank adaptation."""
+
+    rank: int = Field(16, description="Rank of the update matrices.", ge=1, le=1024)
+    alpha: int = Field(32, description="Scale of the update: alpha / rank.", ge=1, le=4096)
+    dropout: float = Field(0.0, description="Dropout before the update matrices.", ge=0, lt=1)
+    targets: list[Annotated[str, Field(min_length=1, max_length=128)]] | None = Field(
+        None, description="Names of the modules to adapt; all linear layers when absent.", min_length=1, max_length=64
+    )
+
+
+class EmbeddingWarmup(Model):
+    """A phase before training proper in which only the new rows learn."""
+
+    steps: int = Field(description="How many optimizer steps it takes.", ge=1, le=1_000_000)
+    learning_rate: float | None = Field(
+        None, description="Its learning rate; training.learningRate when absent.", gt=0, le=10
+    )
+
+
+class Checkpoint(Model):
+    """How often progress is made safe."""
+
+    every_steps: int = Field(
+        50, description="Write a checkpoint after every so many optimizer steps.", ge=1, le=1_000_000
+    )
+    keep: int = Field(2, description="How many complete checkpoints to keep.", ge=1, le=100)
+
+
+class Resources(Model):
+    """Compute resources of a container, as in any pod."""
+
+    limits: dict[str, Quantity] | None = Field(
+        None,
+        description='Limits by resource name, for example nvidia.com/gpu: "1".',
+        json_schema_extra={"maxProperties": 16},
+    )
+    requests: dict[str, Quantity] | None = Field(
+        None,
+        description="Requests by resource name; equal to the limits when absent.",
+        json_schema_extra={"maxProperties": 16},
+    )
+
+
+class TolerationOperator(StrEnum):
+    EXISTS = "Exists"
+    EQUAL = "Equal"
+
+
+class TaintEffect(StrEnum):
+    NO_SCHEDULE = "NoSchedule"
+    PREFER_NO_SCHEDULE = "PreferNoSchedule"
+    NO_EXECUTE = "NoExecute"
+
+
+class Toleration(Model):
+    """A taint that the training pods tolerate, as in any pod."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "self.operator == 'Equal' ? has(self.key) : !has(self.value)",
+                "a toleration with operator Equal needs a key; one with operator Exists takes no value",
+            )
+        )
+    )
+
+    key: str | None = Field(
+        None, description="The taint's key; absent with operator Exists means all.", min_length=1, max_length=317
+    )
+    operator: TolerationOperator = Field(TolerationOperator.EQUAL, description="How key and value are compared.")
+    value: str | None = Field(None, description="The taint's value.", max_length=63)
+    effect: TaintEffect | None = Field(None, description="The taint's effect; absent means all.")
+    toleration_seconds: int | None = Field(
+        None, description="How long a NoExecute taint is tolerated.", ge=0, le=31_536_000
+    )
+
+
+class EnvVar(Model):
+    """An environment variable with a plain value; secrets go through spec.credentials."""
+
+    name: Annotated[
+        str,
+        Matching(
+            "[A-Za-z_][A-Za-z0-9_]*",
+            "must be the name of a variable: letters, digits and '_', not beginning with a digit",
+        ),
+    ] = Field(description="Its name.", min_length=1, max_length=128)
+    value: str = Field("", description="Its value.", max_length=4096)
+
+
+class TrainerContainer(Model):
+    """Bring your own trainer: an image that keeps the step contract (docs/architecture.md)."""
+
+    image: str = Field(
+        description="The image to run instead of the operator's training image.", min_length=1, max_length=512
+    )
+    command: list[Annotated[str, Field(max_length=4096)]] | None = Field(
+        None, description="Its command; the image's own when absent.", min_length=1, max_length=64
+    )
+    env: list[EnvVar] | None = Field(
+        None, description="Further environment variables.", max_length=64, json_schema_extra=keyed_by("name")
+    )
+
+
+GPUS = (
+    "(has(self.resources.limits) && 'nvidia.com/gpu' in self.resources.limits "
+    "? int(string(self.resources.limits['nvidia.com/gpu'])) : 1)"
+)
+
+
+class Training(Model):
+    """How the model learns."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("has(self.epochs) != has(self.maxSteps)", "training takes exactly one of epochs and maxSteps"),
+            (
+                "!has(self.resources.limits) || !('nvidia.com/gpu' in self.resources.limits) "
+                "|| string(self.resources.limits['nvidia.com/gpu']).matches('^[1-9][0-9]?$')",
+                'training.resources.limits["nvidia.com/gpu"] must be a whole number from 1 to 99',
+            ),
+            (
+                "(has(self.resources.limits) && 'nvidia.com/gpu' in self.resources.limits && "
+                "!string(self.resources.limits['nvidia.com/gpu']).matches('^[1-9][0-9]?$')) || "
+                f"self.batchSize % (self.microBatchSize * self.nodes * {GPUS}) == 0",
+                "training.batchSize must be divisible by microBatchSize x nodes x GPUs of a pod, "
+                "so that gradient accumulation keeps the batch that you asked for",
+            ),
+            (
+                "!has(self.resources.requests) || !('nvidia.com/gpu' in self.resources.requests) || "
+                "(has(self.resources.limits) && 'nvidia.com/gpu' in self.resources.limits)",
+                "nvidia.com/gpu goes into training.resources.limits: a request alone gives a pod no GPU",
+            ),
+            ("self.method == 'Full' ? !has(self.lora) : true", "training.lora goes with method LoRA or QLoRA"),
+        )
+    )
+
+    objective: Objective = Field(
+        Objective.SUPERVISED,
+        description="Supervised (only answers carry loss), Pretraining (all text does) or Preference (pairs).",
+    )
+    method: Method = Field(Method.FULL, description="Full trains every weight; LoRA and QLoRA train small additions.")
+    lora: LoRA | None = Field(None, description="Settings of LoRA and QLoRA.")
+    epochs: float | None = Field(None, description="Passes over the dataset.", gt=0, le=10_000)
+    max_steps: int | None = Field(None, description="Optimizer steps, instead of epochs.", ge=1, le=100_000_000)
+    batch_size: int = Field(8, description="Examples per optimizer step, over all devices.", ge=1, le=1_048_576)
+    micro_batch_size: int = Field(
+        1, description="Examples per device and pass; gradient accumulation is derived from it.", ge=1, le=65_536
+    )
+    learning_rate: float = Field(1e-5, description="Peak learning rate.", gt=0, le=10)
+    schedule: Schedule = Field(Schedule.LINEAR, description="How the learning rate falls after its warm-up.")
+    warmup_ratio: float = Field(0.0, description="Share of the steps in which the learning rate rises.", ge=0, le=1)
+    weight_decay: float = Field(0.0, description="Decoupled weight decay.", ge=0, le=1)
+    max_grad_norm: float = Field(1.0, description="Gradients are clipped to this norm; 0 does not clip.", ge=0, le=1e6)
+    optimizer: Optimizer = Field(Optimizer.ADAMW, description="AdamW, or AdamW with 8-bit states on a GPU.")
+    gradient_checkpointing: Switch = Field(
+        Switch.DISABLED, description="Recompute activations in the backward pass: less memory, more time."
+    )
+    seed: int = Field(
+        0, description="Seed of everything random: order of rows, dropout, sampled rows.", ge=0, le=4_294_967_295
+    )
+    evaluate_every_steps: int | None = Field(
+        None,
+        description="Measure the validation loss after every so many steps; at the end only when absent.",
+        ge=1,
+        le=1_000_000,
+    )
+    embedding_warmup: EmbeddingWarmup | None = Field(
+        None, description="First only the new rows learn, all else frozen."
+    )
+    parallelism: Parallelism = Field(Parallelism.AUTO, description="How several devices share the work.")
+    nodes: int = Field(1, description="Training pods, each with `resources`.", ge=1, le=512)
+    resources: Resources = Field(
+        default_factory=Resources, description="Resources of each training pod.", json_schema_extra={"default": {}}
+    )
+    node_selector: dict[str, Annotated[str, Field(max_length=63)]] | None = Field(
+        None, description="Labels of the nodes that may train.", json_schema_extra={"maxProperties": 32}
+    )
+    tolerations: list[Toleration] | None = Field(
+        None, description="Taints that the training pods tolerate.", max_length=32
+    )
+    priority_class_name: Name | None = Field(None, description="Priority class of the training pods.")
+    checkpoint: Checkpoint = Field(
+        default_factory=Checkpoint,
+        description="How often progress is made safe, and how much of it is kept.",
+        json_schema_extra={"default": {}},
+    )
+    container: TrainerContainer | None = Field(None, description="Your own trainer image instead of ours.")
+    termination_grace_period_seconds: int = Field(
+        300, description="Time for the last checkpoint when the pod is asked to go.", ge=1, le=86_400
+    )
