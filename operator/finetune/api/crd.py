@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from finetune.api import GROUP, KIND, PLURAL, VERSION
-from finetune.api.schema import Model
+from finetune.api.schema import RULES, Model
 from finetune.api.spec import FineTuneJobSpec
 from finetune.api.status import FineTuneJobStatus
 
