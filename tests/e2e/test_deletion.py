@@ -52,14 +52,15 @@ def test_applied_again_under_the_same_name_waits_for_the_old_pods_then_runs_clea
     namespace.until_phase("again", "Training")
     namespace.until_true(lambda: namespace.pod("again", "train")["status"]["phase"] == "Running", "training runs")
     old = namespace.job("again")["metadata"]["uid"]
+    old_pods = {pod["metadata"]["uid"] for pod in namespace.list("pods", "again")}
     namespace.delete_job("again")
     namespace.until_true(lambda: recreated(namespace, old), "the name is free")
     overlaps = []
 
     def watched(job: dict) -> bool:
-        owners = {pod["metadata"]["labels"]["finetune.dev/job-uid"] for pod in living(namespace, "again")}
-        if len(owners) > 1:
-            overlaps.append(owners)
+        pods = living(namespace, "again")
+        if pods & old_pods and pods - old_pods:
+            overlaps.append(pods)
         return bool(job.get("status", {}).get("phase") == "Complete")
 
     job = namespace.until("again", watched, "Complete")
@@ -74,5 +75,7 @@ def recreated(namespace: Namespace, old_uid: str) -> bool:
     return bool(namespace.job("again")["metadata"]["uid"] != old_uid)
 
 
-def living(namespace: Namespace, name: str) -> list[dict]:
-    return [pod for pod in namespace.list("pods", name) if pod["status"]["phase"] in ("Pending", "Running")]
+def living(namespace: Namespace, name: str) -> set[str]:
+    """UIDs of the job's pods that have not ended."""
+    pods = namespace.list("pods", name)
+    return {pod["metadata"]["uid"] for pod in pods if pod["status"]["phase"] in ("Pending", "Running")}
