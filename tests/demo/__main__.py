@@ -156,7 +156,8 @@ def show_result(cluster: Cluster, status: dict[str, Any], console: Console) -> N
     )
     table.add_row(
         "training",
-        f"{training['steps']} steps, loss {training['loss']:.3f}, validation loss {training.get('validationLoss', 0):.3f}",
+        f"{training['steps']} steps, loss {training['loss']:.3f}, "
+        f"validation loss {training.get('validationLoss', 0):.3f}",
     )
     table.add_row("output", f"{status['output']['uri']}, {status['output']['sizeBytes'] / 1e6:.0f} MB")
     console.print(table)
