@@ -51,6 +51,6 @@ def test_everything_but_the_mutable_fields_is_frozen_after_the_start():
         field
         for rule in schema()["x-kubernetes-validations"]
         for field in schema()["properties"]["spec"]["properties"]
-        if f"self.spec.?{field} ==" in rule["rule"]
+        if f"self.spec.{field} ==" in rule["rule"]
     }
     assert frozen == set(schema()["properties"]["spec"]["properties"]) - set(MUTABLE)

@@ -1,0 +1,34 @@
+"""Specs that have to be refused, from bad_specs.yaml: the API server and the local command are held to one list."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+_FILE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+
+GOOD: dict[str, Any] = _FILE["good"]
+
+
+class Bad(NamedTuple):
+    """A job that is refused, and what the refusal says."""
+
+    name: str
+    job: dict[str, Any]
+    says: str
+
+
+def merged(document: Any, patch: Any) -> Any:
+    """The document under a JSON merge patch (RFC 7396)."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(document) if isinstance(document, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merged(result.get(key), value)
+    return result
+
+
+BAD = [Bad(entry["name"], merged(GOOD, entry["patch"]), entry["says"]) for entry in _FILE["bad"]]

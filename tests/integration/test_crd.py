@@ -1,0 +1,170 @@
+"""The CRD on a real API server, under a group of its own so that whatever else runs there is left alone."""
+
+import json
+import uuid
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune.api import GROUP
+from finetune.api.crd import crd
+from tests.cluster.cluster import Cluster
+from tests.integration.bad_specs import BAD, GOOD, merged
+
+pytestmark = pytest.mark.cluster
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "manifests/examples").glob("*.yaml"))
+
+
+class Server:
+    """kubectl against the private copy of the CRD."""
+
+    def __init__(self, cluster, group):
+        self.cluster, self.group = cluster, group
+        self.resource = f"finetunejobs.{group}"
+
+    def apply(self, document, *arguments):
+        """The answer of `kubectl apply`, whatever it is."""
+        return self.send("apply", document, *arguments)
+
+    def send(self, verb, document, *arguments):
+        text = document if isinstance(document, str) else json.dumps(document)
+        text = text.replace(f"{GROUP}/", f"{self.group}/")
+        return self.cluster.kubectl(verb, "-f", "-", *arguments, input=text, namespace="default", check=False)
+
+    def patch(self, name, body, *arguments):
+        return self.cluster.kubectl(
+            "patch", self.resource, name, "--type=merge", "--patch", json.dumps(body), *arguments,
+            namespace="default", check=False,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server():
+    cluster = Cluster.current()
+    group = f"t{uuid.uuid4().hex[:8]}.{GROUP}"
+    definition = json.dumps(crd()).replace(GROUP, group)
+    server = Server(cluster, group)
+    cluster.kubectl("apply", "-f", "-", input=definition)
+    try:
+        cluster.kubectl("wait", "--for=condition=Established", f"crd/{server.resource}", "--timeout=30s")
+        yield server
+    finally:
+        cluster.kubectl("delete", "crd", server.resource, "--wait=false")
+
+
+@pytest.fixture
+def job(server):
+    """A job that exists and has not started."""
+    name = f"job-{uuid.uuid4().hex[:8]}"
+    answer = server.apply(merged(GOOD, {"metadata": {"name": name}}))
+    assert answer.returncode == 0, answer.stderr
+    yield name
+    server.cluster.kubectl("delete", server.resource, name, namespace="default")
+
+
+def test_the_good_spec_of_the_bad_ones_is_accepted(server):
+    answer = server.apply(GOOD, "--dry-run=server")
+    assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+def test_a_bad_spec_is_refused_with_a_sentence(server, bad):
+    answer = server.apply(bad.job, "--dry-run=server")
+    assert answer.returncode != 0
+    assert bad.says in answer.stderr
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_accepted(server, example):
+    answer = server.apply(example.read_text(), "--dry-run=server")
+    assert answer.returncode == 0, answer.stderr
+    assert "created (server dry run)" in answer.stdout
+
+
+def test_as_many_tokens_as_a_spec_may_list_fit_the_servers_budget(server):
+    tokens = [{"content": f"<token-{number}>", "init": {"copyOf": "<s>"}} for number in range(2_000)]
+    answer = server.send(
+        "create", merged(GOOD, {"metadata": {"name": "many"}, "spec": {"tokens": {"add": tokens}}}), "--dry-run=server"
+    )
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_defaults_stand_in_the_stored_object(server, job):
+    stored = json.loads(server.cluster.kubectl("get", server.resource, job, "-ojson", namespace="default").stdout)
+    assert stored["spec"]["training"]["checkpoint"] == {"everySteps": 50, "keep": 2}
+    assert stored["spec"]["workspace"] == {"size": "20Gi", "accessModes": ["ReadWriteOnce"]}
+    assert stored["spec"]["retry"] == {"limit": 3}
+    assert stored["spec"]["dataset"]["sources"][0]["split"] == "train"
+
+
+def generation(server, job):
+    return server.cluster.kubectl(
+        "get", server.resource, job, "-ojsonpath={.metadata.generation}", namespace="default"
+    ).stdout
+
+
+def test_applying_the_same_job_again_changes_nothing_even_after_the_start(server, job):
+    document = merged(GOOD, {"metadata": {"name": job}, "spec": {"training": {"learningRate": 1e-5}}})
+    server.apply(document)
+    start(server, job)
+    before = generation(server, job)
+    answer = server.apply(document)  # kubectl replaces whole lists here; the server's defaults make them equal again
+    assert answer.returncode == 0, answer.stderr
+    assert generation(server, job) == before
+
+
+def start(server, job):
+    status = {"status": {"startTime": "2030-01-01T00:00:00Z", "phase": "Downloading"}}
+    answer = server.patch(job, status, "--subresource=status")
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_before_the_start_everything_may_change(server, job):
+    assert server.patch(job, {"spec": {"model": {"uri": "hf://org/other"}}}).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "spec"),
+    [
+        ("model", {"model": {"uri": "hf://org/other"}}),
+        ("training", {"training": {"learningRate": 0.1}}),
+        ("tokens", {"tokens": None}),
+        ("output", {"output": {"uri": "pvc://models/new"}}),
+        ("dataset", {"dataset": {"sources": [{"uri": "hf://datasets/org/other"}]}}),
+    ],
+)
+def test_after_the_start_the_spec_is_frozen(server, job, field, spec):
+    start(server, job)
+    answer = server.patch(job, {"spec": spec})
+    assert answer.returncode != 0
+    assert f"spec.{field} cannot change once the job has started" in answer.stderr
+    assert "apply it under another name" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [{"suspend": True}, {"retry": {"limit": 9}}, {"activeDeadlineSeconds": 60}],
+    ids=lambda spec: next(iter(spec)),
+)
+def test_after_the_start_these_may_still_change(server, job, spec):
+    start(server, job)
+    answer = server.patch(job, {"spec": spec})
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_the_columns_tell_phase_progress_and_loss(server, job):
+    progress = {"step": "train", "summary": "21% (120/562)", "remaining": "12m", "loss": 1.25, "percent": 21}
+    server.patch(
+        job, {"status": {"phase": "Training", "progress": progress, "attempts": {"count": 1}}}, "--subresource=status"
+    )
+    header, row = server.cluster.kubectl("get", server.resource, job, namespace="default").stdout.splitlines()
+    assert header.split() == ["NAME", "PHASE", "PROGRESS", "LOSS", "REMAINING", "ATTEMPT", "AGE"]
+    assert row.split()[:7] == [job, "Training", "21%", "(120/562)", "1.25", "12m", "1"]
+
+
+def test_the_definition_keeps_what_client_side_apply_needs(server):
+    stored = server.cluster.kubectl("get", "crd", server.resource, "-oyaml").stdout
+    applied = yaml.safe_load(stored)["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"]
+    assert len(applied) < 262_144
