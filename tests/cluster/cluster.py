@@ -203,7 +203,7 @@ class Cluster:
         layout, processes = self.layout, self.processes
         names = processes.names()
         stores = [name for name in names if name.startswith("containerd")]
-        processes.stop(*(name for name in names if name not in stores), patience=3)
+        processes.stop(*(name for name in names if name not in stores), patience=1)
         processes.kill_containers()
         processes.stop(*stores, patience=5)
         processes.kill_everything()
@@ -220,7 +220,7 @@ class Cluster:
 
     def leftovers(self) -> list[str]:
         """What of a stopped cluster is still there; nothing, one hopes."""
-        found = [f"process {pid}" for pid in cgroups.processes()]
+        found = [f"process {pid}" for pid in self.processes.living()]
         found += [f"cgroup {path}" for path in cgroups.leftovers()]
         found += [f"network {name}" for name in network.leftovers()]
         mounts = Path("/proc/self/mounts").read_text().splitlines()

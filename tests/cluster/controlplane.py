@@ -136,7 +136,8 @@ def start_controllers(layout: Layout, processes: Processes) -> None:
         "metricsBindAddress": f"{address}:10249",
         "hostnameOverride": "node-1",  # all nodes share this machine's network, one proxy serves them
     }
-    (layout.state / "kube-proxy.json").write_text(json.dumps(proxy, indent=1))
+    if not processes.alive("kube-proxy"):  # it ends when its file changes
+        (layout.state / "kube-proxy.json").write_text(json.dumps(proxy, indent=1))
     processes.start("kube-proxy", ["kube-proxy", f"--config={layout.state}/kube-proxy.json"])
     forward = f"forward . {' '.join(network.nameservers())}" if network.nameservers() else ""
     corefile = layout.state / "Corefile"

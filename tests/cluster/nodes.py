@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import datetime
 
 from tests.cluster import cgroups, containers, network, pki
 from tests.cluster.api import Api, ApiError
@@ -87,6 +88,8 @@ def start(node: Node, processes: Processes) -> None:
 def wait(node: Node, processes: Processes, api: Api) -> None:
     """Waits until a node is Ready and offers GPUs: a device plugin's place is taken by a patch of the node's status."""
 
+    started = int((node.layout.pids / node.kubelet).stat().st_mtime)
+
     def ready() -> bool:
         processes.require_alive(node.kubelet)
         try:
@@ -95,7 +98,7 @@ def wait(node: Node, processes: Processes, api: Api) -> None:
             if error.status == 404:
                 return False
             raise
-        if not any(one["type"] == "Ready" and one["status"] == "True" for one in status["conditions"]):
+        if not any(_is_ready(one, started) for one in status["conditions"]):
             return False
         if all(status.get(field, {}).get(GPU) == GPUS for field in ("capacity", "allocatable")):
             return True
@@ -104,6 +107,12 @@ def wait(node: Node, processes: Processes, api: Api) -> None:
         return False
 
     wait_until(f"{node.name} ready", ready, READY_SECONDS)
+
+
+def _is_ready(condition: dict[str, str], started: int) -> bool:
+    """Whether a condition says Ready, by a kubelet that was started at that time (seconds since 1970) or later."""
+    heartbeat = datetime.fromisoformat(condition["lastHeartbeatTime"]).timestamp()
+    return condition["type"] == "Ready" and condition["status"] == "True" and heartbeat >= started
 
 
 def stop(node: Node, processes: Processes) -> None:

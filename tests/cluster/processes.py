@@ -128,20 +128,21 @@ class Processes:
             signal.SIGKILL,
         )
 
+    def living(self) -> list[int]:
+        """Ids of all processes of the cluster, those left out that only wait to be reaped by their parent."""
+        return [pid for pid in cgroups.processes() if _start_time(pid) is not None]
+
     def kill_everything(self) -> None:
         """Ends whatever lives in our cgroup, shims and containers included; raises if something survives."""
 
-        def living() -> list[int]:
-            return [pid for pid in cgroups.processes() if _start_time(pid) is not None]
-
         def gone() -> bool:
-            remaining = living()
+            remaining = self.living()
             _signal(remaining, signal.SIGKILL)
             return not remaining
 
         if not _wait(gone, 30):
             raise ClusterError(
-                f"Processes {living()} do not end, even after SIGKILL; see their state in /proc/<pid>/stack."
+                f"Processes {self.living()} do not end, even after SIGKILL; see their state in /proc/<pid>/stack."
             )
 
 
