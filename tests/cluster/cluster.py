@@ -181,9 +181,7 @@ class Cluster:
         controlplane.start_controllers(self.layout, processes)
         api = Api(self.layout)
         addons.apply(api)
-        processes.start(
-            PROVISIONER, [sys.executable, "-c", RUN_PROVISIONER, self.layout.cache], folder=REPOSITORY
-        )
+        processes.start(PROVISIONER, [sys.executable, "-c", RUN_PROVISIONER, self.layout.cache], folder=REPOSITORY)
         for node in wanted:
             nodes.wait(node, processes, api)
         for name in (*controlplane.NAMES, PROVISIONER):

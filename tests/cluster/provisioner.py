@@ -134,4 +134,3 @@ def main(cache: str) -> None:
     provisioner = Provisioner(Api(layout, "provisioner"), layout.volumes)
     threading.Thread(target=provisioner.follow, args=(VOLUMES, provisioner.on_volume), daemon=True).start()
     provisioner.follow(CLAIMS, provisioner.on_claim)
-

@@ -118,7 +118,9 @@ def test_a_restricted_pod_writes_to_a_dynamic_volume_whose_folder_goes_with_the_
 def test_a_volume_is_there_well_within_the_time_a_pod_takes_to_start(cluster: Cluster, namespace: str) -> None:
     started = time.monotonic()
     create(cluster, namespace, claim("quick"), pod("quick", "true", **with_claim("quick")))
-    while cluster.kubectl("get", "pvc", "quick", "-o", "jsonpath={.status.phase}", namespace=namespace).stdout != "Bound":
+    while (
+        cluster.kubectl("get", "pvc", "quick", "-o", "jsonpath={.status.phase}", namespace=namespace).stdout != "Bound"
+    ):
         assert time.monotonic() - started < 5
     assert time.monotonic() - started < 5
 
@@ -150,7 +152,9 @@ def test_names_of_services_and_of_headless_services_resolve_in_pods(cluster: Clu
 def test_a_pod_reaches_its_own_service(cluster: Cluster, namespace: str) -> None:
     """Hairpin traffic: out through the Service's address and back in."""
     script = "mkdir /tmp/www; echo hello > /tmp/www/index.html; httpd -p 8080 -h /tmp/www; "
-    script += f"name=self.{namespace}.svc.cluster.local; for try in $(seq 50); do {FETCH} && exit; sleep 0.2; done; exit 1"
+    script += (
+        f"name=self.{namespace}.svc.cluster.local; for try in $(seq 50); do {FETCH} && exit; sleep 0.2; done; exit 1"
+    )
     service = {
         "apiVersion": "v1",
         "kind": "Service",
