@@ -38,6 +38,9 @@ PROGRESS_CA = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
 PROGRESS_TOKEN = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105 - the name of a variable
 """The variables of stock transformers' KubeflowCallback, so that any trainer image reports without a line of code."""
 
+PROGRESS_PREFIX = "finetune-progress "
+"""Starts a line of a step's standard output that carries a progress report: the local runner draws its bars from it."""
+
 
 class Step(StrEnum):
     """The commands of `finetune-step`."""

@@ -16,13 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finetune.api.contract import PROGRESS_CA, PROGRESS_TOKEN, PROGRESS_URL, Step
+from finetune.api.contract import PROGRESS_CA, PROGRESS_PREFIX, PROGRESS_TOKEN, PROGRESS_URL, Step
 
 INTERVAL = 2.0
 """Seconds between reports."""
-
-PREFIX = "finetune-progress "
-"""Starts a line of standard output that carries a report, for the local runner and `kubectl logs`."""
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +70,7 @@ class Progress:
         if "current" not in state:
             return
         status = _trainer_status(state, time.monotonic() - self._started)
-        print(PREFIX + json.dumps(status), flush=True)
+        print(PROGRESS_PREFIX + json.dumps(status), flush=True)
         url = os.environ.get(PROGRESS_URL)
         if url is None:
             return
