@@ -1,0 +1,156 @@
+"""Carries out a decision: the status first, then children, suspensions and deletions; every answer feeds the store.
+
+The order makes a crash harmless: what status says happens next is decided again from what exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from finetune.api import API_VERSION, KIND
+from finetune.api.status import Progress
+from finetune.controller.decide import Decision, document
+from finetune.controller.observed import Object, Observed, owner_uid
+from finetune.controller.resources import BY_KIND, EVENTS, FINETUNEJOBS
+from finetune.controller.rest import ApiError
+from finetune.controller.settings import FIELD_MANAGER, PROGRESS_MANAGER
+from finetune.controller.store import Store
+from finetune.controller.transitions import event, transitions
+
+log = logging.getLogger(__name__)
+
+
+class NotLeadingError(Exception):
+    """The lease is lost: not one more write."""
+
+
+class Writer(Protocol):
+    """The writes that a decision needs; the API client, or a model of the server in the simulation."""
+
+    async def get(self, path: str) -> dict[str, Any]: ...
+    async def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]: ...
+    async def merge(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]: ...
+    async def apply(self, path: str, body: Mapping[str, Any], manager: str) -> dict[str, Any]: ...
+    async def delete(self, path: str, uid: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What the server said against it; the decision is then made again with that knowledge."""
+
+    conflicts: tuple[str, ...] = ()
+    refused: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.conflicts or self.refused)
+
+
+@dataclass
+class Applier:
+    """Writes decisions of one replica, as long as it leads."""
+
+    api: Writer
+    store: Store
+    identity: str = ""
+    leading: Callable[[], bool] = lambda: True
+    _told: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def apply(self, observed: Observed, decision: Decision) -> Applied:
+        """Carry the decision out. Raises ApiError when the server cannot be reached or the job changed meanwhile."""
+        if decision.status is not None:
+            await self._write_status(observed, decision)
+        if decision.progress is not None:
+            self._check()
+            self.store.feed(await write_progress(self.api, observed.job, decision.progress))
+        for child, wanted in decision.suspend:
+            self._check()
+            path = BY_KIND[child.kind].path(observed.namespace, child.name)
+            self.store.feed(await self.api.merge(path, {"metadata": {"uid": child.uid}, "spec": {"suspend": wanted}}))
+        for child in decision.delete:
+            self._check()
+            await self.api.delete(BY_KIND[child.kind].path(observed.namespace, child.name), child.uid)
+        for body in decision.create:
+            if applied := await self._create(observed, body):
+                return applied
+        return Applied()
+
+    async def _write_status(self, observed: Observed, decision: Decision) -> None:
+        assert decision.status is not None
+        self._check()
+        before = observed.status
+        metadata = {"name": observed.name, "namespace": observed.namespace, "uid": observed.uid}
+        if decision.latch:
+            metadata["resourceVersion"] = observed.job["metadata"]["resourceVersion"]
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": metadata,
+            "status": document(decision.status),
+        }
+        path = FINETUNEJOBS.path(observed.namespace, observed.name, "status")
+        self.store.feed(await self.api.apply(path, body, FIELD_MANAGER))
+        for transition in transitions(before, decision.status):
+            self._tell(observed, event(observed, transition, datetime.now(UTC), self.identity))
+
+    async def _create(self, observed: Observed, body: dict[str, Any]) -> Applied:
+        self._check()
+        resource, name = BY_KIND[body["kind"]], body["metadata"]["name"]
+        try:
+            self.store.feed(await self.api.create(resource.path(observed.namespace), body))
+            return Applied()
+        except ApiError as error:
+            if error.status in (400, 422):
+                return Applied(refused=f"the server does not accept the {body['kind']} {name}: {error.message}")
+            if error.status == 403:
+                return Applied(conflicts=(f"the {body['kind']} {name} cannot be created: {error.message}",))
+            if error.status != 409 or error.reason != "AlreadyExists":
+                raise
+        try:
+            existing = await self.api.get(resource.path(observed.namespace, name))
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return Applied(conflicts=(f"waiting for {body['kind']} {name} to be gone",))
+        if owner_uid(existing) == observed.uid and "deletionTimestamp" not in existing["metadata"]:
+            self.store.feed(existing)
+            return Applied()
+        whose = "of the former job of this name" if owner_uid(existing) else "that is not the operator's"
+        return Applied(conflicts=(f"waiting for {body['kind']} {name} {whose} to be gone",))
+
+    def _check(self) -> None:
+        if not self.leading():
+            raise NotLeadingError
+
+    def _tell(self, observed: Observed, body: dict[str, Any]) -> None:
+        """Post an Event beside the work: losing one must not hold up a job."""
+
+        async def post() -> None:
+            with contextlib.suppress(ApiError, OSError, TimeoutError):
+                await self.api.create(EVENTS.path(observed.namespace), body)
+
+        task = asyncio.get_running_loop().create_task(post())
+        self._told.add(task)
+        task.add_done_callback(self._told.discard)
+
+    async def drain(self) -> None:
+        """Wait until the Events are posted."""
+        await asyncio.gather(*self._told, return_exceptions=True)
+
+
+async def write_progress(api: Writer, job: Object, progress: Progress) -> dict[str, Any]:
+    """Write `status.progress`, and nothing else, of that very job."""
+    metadata = job["metadata"]
+    body = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]},
+        "status": {"progress": progress.wire()},
+    }
+    path = FINETUNEJOBS.path(metadata["namespace"], metadata["name"], "status")
+    return await api.apply(path, body, PROGRESS_MANAGER)

@@ -1,0 +1,125 @@
+"""`finetune-operator`: the process. The only module that knows kopf, which does the watching and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+import kopf
+
+from finetune.controller.replica import Replica
+from finetune.controller.resources import WATCHED
+from finetune.controller.rest import Api, ConfigurationError, connection
+from finetune.controller.settings import MissingSettingError, Settings
+
+log = logging.getLogger("finetune.operator")
+
+
+class NoDiffBase(kopf.DiffBaseStorage):
+    """kopf compares each object with an annotation that it left; we decide from the whole state, and leave nothing."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Any = None, ignored_fields: Any = None) -> kopf.BodyEssence:
+        return kopf.BodyEssence({})
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        return None
+
+
+def watches(replica: Replica, registry: kopf.OperatorRegistry) -> kopf.OperatorSettings:
+    """Register handlers that only pass on what they see. A handler that raises would not be called again."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.queueing.worker_limit = None
+    settings.queueing.idle_timeout = 0.5
+    settings.persistence.diffbase_storage = NoDiffBase()
+    for resource in WATCHED:
+        if resource.selector:
+            settings.watching.label_selectors[resource.group, resource.plural] = resource.selector
+
+        def passed_on(*, kind: str = resource.kind, event: Any, **_: Any) -> None:
+            try:
+                replica.saw(kind, event["type"], event["object"])
+            except Exception:
+                log.exception("a watch event of kind %s could not be read", kind)
+
+        async def handler(*, event: Any, pass_on: Any = passed_on, **_: Any) -> None:
+            pass_on(event=event)
+
+        kopf.on.event(resource.group, resource.version, resource.plural, registry=registry, id=resource.plural)(handler)
+
+    @kopf.on.login(registry=registry)
+    def login(**kwargs: Any) -> Any:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    return settings
+
+
+async def watch(replica: Replica, stop: asyncio.Event) -> None:
+    """Run kopf until `stop` is set."""
+    registry = kopf.OperatorRegistry()
+    namespaces = replica.settings.namespaces
+    await kopf.operator(
+        registry=registry,
+        settings=watches(replica, registry),
+        standalone=True,
+        clusterwide=not namespaces,
+        namespaces=list(namespaces),
+        stop_flag=stop,
+    )
+
+
+async def run(settings: Settings) -> None:
+    """Run one replica until a signal, or until some part of it ends."""
+    stop = asyncio.Event()
+    api = Api(connection())
+    try:
+        replica = Replica(settings, api)
+
+        async def watched(replica: Replica, ended: asyncio.Event) -> None:
+            running = asyncio.create_task(watch(replica, ended))
+            await asyncio.sleep(0.1)  # kopf has put its own signal handlers up by now: replace them
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            await running
+
+        await replica.run(watched, stop)
+    finally:
+        await api.close()
+
+
+def main() -> None:
+    """The entry point. Everything is set through the environment; see `--help`."""
+    parser = argparse.ArgumentParser(
+        prog="finetune-operator",
+        description="Runs FineTuneJobs. Reaches the API server through the pod's service account, or KUBECONFIG.",
+        epilog="Environment: FINETUNE_STEPS_IMAGE and FINETUNE_TRAIN_IMAGE (required), FINETUNE_NAMESPACES, "
+        "FINETUNE_OPERATOR_NAMESPACE, FINETUNE_PROGRESS_URL, FINETUNE_HF_ENDPOINT and more: "
+        "see finetune/controller/settings.py or the Helm chart's values.",
+    )
+    parser.add_argument("--namespaces", help="watch these namespaces, comma-separated (default: the whole cluster)")
+    parser.add_argument("--log-level", help="DEBUG, INFO, WARNING or ERROR")
+    arguments = parser.parse_args()
+    environment = dict(os.environ)
+    for name in ("namespaces", "log_level"):
+        if value := getattr(arguments, name):
+            environment[f"FINETUNE_{name.upper()}"] = value
+    try:
+        settings = Settings.from_environment(environment)
+        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLogger().level))
+        asyncio.run(run(settings))
+    except (MissingSettingError, ConfigurationError) as error:
+        sys.exit(f"finetune-operator: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The work queue: each job at most once, never visited by two workers at a time, with delayed returns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from finetune.controller.store import Key
+
+
+class WorkQueue:
+    """Keys that wait for a visit."""
+
+    def __init__(self) -> None:
+        self._ready: deque[Key] = deque()
+        self._waiting: set[Key] = set()
+        self._visited: set[Key] = set()
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._wake = asyncio.Event()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, key: Key) -> None:
+        """Visit the job as soon as a worker is free; once, however often it is added meanwhile."""
+        if self._closed or key in self._waiting:
+            return
+        self._waiting.add(key)
+        if key not in self._visited:
+            self._ready.append(key)
+            self._wake.set()
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        """Visit the job after a while, unless a later call names another time."""
+        self.forget(key)
+        if not self._closed:
+            self._timers[key] = asyncio.get_running_loop().call_later(max(0.0, seconds), self._due, key)
+
+    def forget(self, key: Key) -> None:
+        """Drop the delayed visit."""
+        if timer := self._timers.pop(key, None):
+            timer.cancel()
+
+    def _due(self, key: Key) -> None:
+        self._timers.pop(key, None)
+        self.add(key)
+
+    async def work(self, visit: Callable[[Key], Awaitable[None]]) -> None:
+        """A worker: visits until the queue is closed. `visit` must not raise."""
+        while True:
+            while not self._ready:
+                if self._closed:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+            key = self._ready.popleft()
+            self._waiting.discard(key)
+            self._visited.add(key)
+            try:
+                await visit(key)
+            finally:
+                self._visited.discard(key)
+                if key in self._waiting:
+                    self._ready.append(key)
+                    self._wake.set()
+
+    def close(self) -> None:
+        """Begin no further visit; workers return when theirs is over."""
+        self._closed = True
+        self._ready.clear()
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._wake.set()

@@ -1,0 +1,208 @@
+"""One replica of the operator: its parts, and the order in which they start and stop.
+
+Every replica watches, serves health and receives progress; the one that holds the lease also decides. Whatever ends
+first ends the process: a replica that lost its lease or its watch starts anew instead of limping on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from finetune.controller import complaints, health, progress
+from finetune.controller.apply import Applier
+from finetune.controller.lease import Lease
+from finetune.controller.metrics import Metrics
+from finetune.controller.queue import WorkQueue
+from finetune.controller.reconciler import Reconciler
+from finetune.controller.rest import Api
+from finetune.controller.resync import Resync
+from finetune.controller.senders import Senders
+from finetune.controller.settings import Settings
+from finetune.controller.stages.pod import PodSettings
+from finetune.controller.store import Key, Store
+from finetune.controller.trust import Trust
+
+log = logging.getLogger(__name__)
+
+_DRAIN_SECONDS = 20.0
+
+Watch = Callable[["Replica", asyncio.Event], Coroutine[Any, Any, None]]
+"""Runs the watches until the event is set; each change goes to `Replica.saw`."""
+
+
+class Replica:
+    """The parts, wired."""
+
+    def __init__(self, settings: Settings, api: Api) -> None:
+        self.settings = settings
+        self.api = api
+        self.store = Store()
+        self.queue = WorkQueue()
+        self.metrics = Metrics()
+        self.lease = Lease(api, settings.namespace, settings.lease, settings.identity, settings.lease_seconds)
+        self.trust = Trust(api, settings.namespace, settings.ca_secret, _hosts(settings), self.lease.leading)
+        self.resync = Resync(api, self.store, settings.namespaces or (None,), self.enqueue)
+        self.applier = Applier(api, self.store, settings.identity, self.lease.leading)
+        self.reconciler = Reconciler(self.store, self.queue, self.applier, self._pod_settings, self.metrics)
+        self.writer = progress.ProgressWriter(api, self.store, now=progress.clock)
+        self._deciding = False
+        self._filled = False
+        api.counted = self.metrics.count_write
+        self.metrics.show(self.store, lambda: len(self.queue), self.lease.leading)
+        self.health = health.Health(
+            watching=lambda: self.resync.healthy,
+            waiting=lambda: len(self.queue),
+            last_visit=lambda: self.reconciler.last_visit,
+            leading=self.lease.leading,
+            not_ready={
+                "the lists of the watched kinds": lambda: not self._filled,
+                "the progress service's certificate": lambda: self._reporting and not self.trust.ready.is_set(),
+            },
+        )
+
+    def saw(self, kind: str, change: str | None, item: dict[str, Any]) -> None:
+        """A watch brought something: remember it, and visit the job it concerns."""
+        metadata = item["metadata"]
+        if change == "DELETED":
+            key = self.store.remove(kind, metadata["namespace"], metadata["name"], metadata["uid"])
+        else:
+            key = self.store.feed({**item, "kind": kind})
+        if key is not None:
+            self.enqueue(key)
+
+    def enqueue(self, key: Key) -> None:
+        """Visit the job, if this replica decides."""
+        if self._deciding:
+            self.queue.add(key)
+
+    async def run(self, watch: Watch, stop: asyncio.Event) -> None:
+        """Until `stop` is set or some part ends."""
+        async with contextlib.AsyncExitStack() as servers:
+            await servers.enter_async_context(
+                _serve(health.application(self.health, self.metrics), self.settings.http_port)
+            )
+            if self._reporting:
+                senders = Senders(self.api, self.store)
+                app = progress.application(senders, self.writer, self.metrics)
+                await servers.enter_async_context(_serve(app, self.settings.progress_port, self.trust.context))
+            await self._run_tasks(watch, stop)
+
+    async def _run_tasks(self, watch: Watch, stop: asyncio.Event) -> None:
+        watches_stop = asyncio.Event()
+        tasks = self.health.tasks
+        listed = [asyncio.Event() for _ in self.resync.namespaces]
+        for namespace, event in zip(self.resync.namespaces, listed, strict=True):
+            follower = complaints.follow(self.api, self.store, namespace, self.enqueue, event)
+            tasks[f"events of {namespace or 'the cluster'}"] = asyncio.create_task(follower)
+        if self._reporting:
+            tasks["trust"] = asyncio.create_task(self.trust.run())
+        tasks["decisions"] = asyncio.create_task(self._decide(listed))
+        # kopf cancels whatever started after it: it comes last, and is told to stop last.
+        tasks["watches"] = asyncio.create_task(watch(self, watches_stop))
+        stopping = asyncio.create_task(_wait(stop))
+        try:
+            done, _ = await asyncio.wait({stopping, *tasks.values()}, return_when=asyncio.FIRST_COMPLETED)
+            failures = [task.exception() for task in done if task is not stopping and not task.cancelled()]
+        finally:
+            await self._stop(tasks, watches_stop)
+            stopping.cancel()
+        for failure in failures:
+            if failure is not None:
+                raise failure
+
+    async def _decide(self, listed: list[asyncio.Event]) -> None:
+        """Lead: list everything, then let the workers decide; returns when the lease is lost."""
+        await self.resync.fill()
+        self._filled = True
+        resync = asyncio.create_task(self.resync.run(self.settings.resync_seconds))
+        workers: list[asyncio.Task[None]] = []
+        try:
+            await self.lease.acquire()
+            hold = asyncio.create_task(self.lease.hold())
+            try:
+                if self._reporting:
+                    await self._unless_lost(self.trust.ready.wait(), hold)
+                for event in listed:
+                    await self._unless_lost(event.wait(), hold)
+                # The former leader may have written a moment ago: what it wrote must be known before the first visit.
+                await self._unless_lost(self.resync.fill(), hold)
+                self._deciding = True
+                for job in self.store.jobs():
+                    self.enqueue((job["metadata"]["namespace"], job["metadata"]["name"]))
+                visit = self.reconciler.visit
+                workers += [asyncio.create_task(self.queue.work(visit)) for _ in range(self.settings.workers)]
+                await asyncio.wait({hold, resync, *workers}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                self._deciding = False
+                self.queue.close()
+                if workers:
+                    await asyncio.wait(workers, timeout=_DRAIN_SECONDS)
+                await self.applier.drain()
+                hold.cancel()
+                await asyncio.shield(self.lease.release())
+        finally:
+            for task in (resync, *workers):
+                task.cancel()
+
+    @staticmethod
+    async def _unless_lost(work: Awaitable[object], hold: asyncio.Task[None]) -> None:
+        task = asyncio.ensure_future(work)
+        await asyncio.wait({task, hold}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            raise RuntimeError("the lease was lost before the first decision")
+        task.result()
+
+    async def _stop(self, tasks: dict[str, asyncio.Task[None]], watches_stop: asyncio.Event) -> None:
+        """Finish the visits under way, release the lease, then stop watching."""
+        tasks["decisions"].cancel()
+        await asyncio.wait({tasks["decisions"]}, timeout=_DRAIN_SECONDS + 10)
+        self.writer.close()
+        watches_stop.set()
+        await asyncio.wait({tasks["watches"]}, timeout=10)
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    @property
+    def _reporting(self) -> bool:
+        return bool(self.settings.progress_url)
+
+    def _pod_settings(self) -> PodSettings:
+        settings = self.settings
+        return PodSettings(
+            steps_image=settings.steps_image,
+            train_image=settings.train_image,
+            image_pull_policy=settings.image_pull_policy,
+            image_pull_secrets=settings.image_pull_secrets,
+            hf_endpoint=settings.hf_endpoint,
+            progress_url=settings.progress_url,
+            progress_ca=self.trust.bundle,
+        )
+
+
+def _hosts(settings: Settings) -> tuple[str, ...]:
+    host = urlsplit(settings.progress_url).hostname or "localhost"
+    return tuple(dict.fromkeys((host, "localhost")))
+
+
+async def _wait(stop: asyncio.Event) -> None:
+    await stop.wait()
+
+
+@contextlib.asynccontextmanager
+async def _serve(app: web.Application, port: int, context: Any = None) -> Any:
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, port=port, ssl_context=context).start()
+        yield
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,38 @@
+"""The kinds that the controller watches, and where the API server keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune.api import GROUP, KIND, PLURAL, VERSION
+from finetune.api.contract import JOB_LABEL
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One kind; `selector` limits lists and watches to what belongs to some FineTuneJob."""
+
+    kind: str
+    group: str
+    version: str
+    plural: str
+    selector: str = ""
+
+    def path(self, namespace: str | None = None, name: str = "", subresource: str = "") -> str:
+        """The URL path of an object, or of a collection; without a namespace, of the whole cluster's."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        parts = [root, *(["namespaces", namespace] if namespace else []), self.plural, name, subresource]
+        return "/".join(part for part in parts if part)
+
+
+FINETUNEJOBS = Resource(KIND, GROUP, VERSION, PLURAL)
+JOBS = Resource("Job", "batch", "v1", "jobs", JOB_LABEL)
+PODS = Resource("Pod", "", "v1", "pods", JOB_LABEL)
+CLAIMS = Resource("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims", JOB_LABEL)
+EVENTS = Resource("Event", "", "v1", "events")
+LEASES = Resource("Lease", "coordination.k8s.io", "v1", "leases")
+SECRETS = Resource("Secret", "", "v1", "secrets")
+TOKEN_REVIEWS = Resource("TokenReview", "authentication.k8s.io", "v1", "tokenreviews")
+
+WATCHED = (FINETUNEJOBS, JOBS, PODS, CLAIMS)
+BY_KIND = {resource.kind: resource for resource in WATCHED}

@@ -1,0 +1,121 @@
+"""Compares the store with the server: once in full before the first decision, then by metadata every so often.
+
+A watch may skip a deletion (kopf's does after each relist) or stand still without an error. What is gone is removed
+here; what stays behind is fetched, and when that happens twice in a row the watch counts as dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune.controller.resources import WATCHED, Resource
+from finetune.controller.rest import METADATA_ONLY, Api, ApiError
+from finetune.controller.store import Key, Store
+
+log = logging.getLogger(__name__)
+
+_PAGE = "250"
+_TOLERATED_ROUNDS = 2
+_GRACE_SECONDS = 3.0
+"""A watch that lives brings a change well within this."""
+
+
+@dataclass
+class Resync:
+    """The comparison, for one namespace or the whole cluster each."""
+
+    api: Api
+    store: Store
+    namespaces: tuple[str | None, ...]
+    enqueue: Callable[[Key], None]
+    lagging_rounds: int = 0
+    rounds: int = 0
+    _behind: set[tuple[str, str, str]] = field(default_factory=set)
+
+    async def fill(self) -> None:
+        """List everything in full. Until this is done nothing may be decided: an absent child might just be unread."""
+        for resource in WATCHED:
+            for namespace in self.namespaces:
+                async for item in self._pages(resource, namespace):
+                    self.store.feed({**item, "kind": resource.kind})
+            await self._compare(resource)
+
+    async def run(self, seconds: float) -> None:
+        """Compare every so often, for ever."""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await self.round()
+            except (ApiError, OSError, TimeoutError) as error:
+                log.warning("the store could not be compared with the server: %r", error)
+
+    async def round(self) -> None:
+        """One comparison of all kinds."""
+        behind: set[tuple[str, str, str]] = set()
+        for resource in WATCHED:
+            behind |= await self._compare(resource, _GRACE_SECONDS)
+        again = behind & self._behind
+        self.lagging_rounds = self.lagging_rounds + 1 if again else 0
+        self._behind = behind
+        self.rounds += 1
+        if again:
+            log.warning("the watches lag behind: %s", sorted(again)[:5])
+        if self.rounds % 10 == 0:
+            for job in self.store.jobs():
+                self.enqueue((job["metadata"]["namespace"], job["metadata"]["name"]))
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the watches bring what happens."""
+        return self.lagging_rounds < _TOLERATED_ROUNDS
+
+    async def _compare(self, resource: Resource, grace: float = 0.0) -> set[tuple[str, str, str]]:
+        """Remove what is gone, fetch what the watch has not brought within the grace; the latter is returned."""
+        behind = set()
+        for namespace in self.namespaces:
+            query = {"resourceVersion": "0"} | ({"labelSelector": resource.selector} if resource.selector else {})
+            page = await self.api.get(resource.path(namespace), query, accept=METADATA_ONLY)
+            version = int(page["metadata"]["resourceVersion"])
+            seen = {}
+            for item in page.get("items") or ():
+                metadata = item["metadata"]
+                seen[metadata["namespace"], metadata["name"]] = metadata["uid"], int(metadata["resourceVersion"])
+            for place, (uid, known_version) in self.store.versions(resource.kind).items():
+                mine = namespace is None or place[0] == namespace
+                if mine and known_version <= version and seen.get(place, ("", 0))[0] != uid:
+                    self._tell(self.store.remove(resource.kind, *place, uid=uid))
+            if self._older(resource, seen):
+                await asyncio.sleep(grace)
+                for place in self._older(resource, seen):
+                    behind.add((resource.kind, *place))
+                    await self._fetch(resource, *place)
+        return behind
+
+    def _older(self, resource: Resource, seen: dict[tuple[str, str], tuple[str, int]]) -> list[tuple[str, str]]:
+        """What the store has not seen in the version that the server listed."""
+        known = self.store.versions(resource.kind)
+        return [place for place, (_, newest) in seen.items() if known.get(place, ("", 0))[1] < newest]
+
+    async def _fetch(self, resource: Resource, namespace: str, name: str) -> None:
+        with contextlib.suppress(ApiError):
+            self._tell(self.store.feed(await self.api.get(resource.path(namespace, name))))
+
+    def _tell(self, key: Key | None) -> None:
+        if key is not None:
+            self.enqueue(key)
+
+    async def _pages(self, resource: Resource, namespace: str | None) -> AsyncIterator[dict[str, Any]]:
+        query = {"limit": _PAGE} | ({"labelSelector": resource.selector} if resource.selector else {})
+        while True:
+            page = await self.api.get(resource.path(namespace), query)
+            for item in page.get("items") or ():
+                yield item
+            token = page["metadata"].get("continue")
+            if not token:
+                return
+            query["continue"] = token

@@ -1,0 +1,70 @@
+"""Prepare: one CPU pod downloads the model, adds the tokens, proves the result and loads the dataset.
+
+Every claim that the job will need is mounted here already, the output's too: a claim that does not exist keeps this
+pod waiting, in the scheduler's words, before any GPU was spent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.api.contract import Layout, Step, claims_of
+from finetune.controller.observed import Object, Observed
+from finetune.controller.stages import pod
+from finetune.controller.stages.attempt import Outcome, judge
+
+STAGE = "prepare"
+STEPS = (Step.DOWNLOAD, Step.ADD_TOKENS, Step.RELOAD, Step.LOAD_DATASET)
+
+
+def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dict[str, Any]:
+    """The Job of one attempt."""
+    spec = observed.spec
+    resources = spec.prepare.resources
+    secrets = [credential.secret_name for credential in spec.credentials or ()]
+    model, dataset = claims_of(spec.model.uri), claims_of(*(source.uri for source in spec.dataset.sources))
+    output = claims_of(spec.output.uri if spec.output else None)
+    claims = tuple(dict.fromkeys((*model, *dataset, *output)))
+    hub = pod.hub_environment(settings)
+    further = pod.claim_volumes(claims)
+    init = [
+        pod.container(
+            settings,
+            Step.DOWNLOAD,
+            resources=resources,
+            env=hub,
+            credentials=secrets,
+            mounts=pod.claim_mounts(claims, model, read_only=True),
+        )
+    ]
+    if spec.tokens:
+        mounts = []
+        if source := spec.tokens.add_from:
+            file = Layout().tokens_file
+            items = [{"key": source.config_map.key, "path": file.name}]
+            further.append({"name": "tokens", "configMap": {"name": source.config_map.name, "items": items}})
+            mounts.append({"name": "tokens", "mountPath": str(file.parent), "readOnly": True})
+        init.append(pod.container(settings, Step.ADD_TOKENS, resources=resources, mounts=mounts))
+    init.append(pod.container(settings, Step.RELOAD, training_image=True, resources=resources))
+    load = pod.container(
+        settings,
+        Step.LOAD_DATASET,
+        resources=resources,
+        env=hub,
+        credentials=secrets,
+        mounts=pod.claim_mounts(claims, dataset, read_only=True),
+    )
+    spec_of_pod = pod.pod_spec(
+        settings,
+        [load],
+        pod.volumes(observed, settings, further),
+        init_containers=init,
+        node_selector=spec.prepare.node_selector,
+    )
+    return pod.job_manifest(observed, settings, STAGE, attempt, spec_of_pod)
+
+
+def outcome(observed: Observed, child: Object | None, number: int, pods: tuple[Object, ...]) -> Outcome:
+    """How the attempt goes."""
+    steps = tuple(step for step in STEPS if step != Step.ADD_TOKENS or observed.spec.tokens)
+    return judge(observed, STAGE, steps, child, number, pods)

@@ -1,0 +1,39 @@
+"""Save: one CPU pod publishes the trained model at the place that the job names, or leaves it in the workspace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.api.contract import Step, claims_of
+from finetune.controller.observed import Object, Observed
+from finetune.controller.stages import pod
+from finetune.controller.stages.attempt import Outcome, judge
+
+STAGE = "save"
+STEPS = (Step.SAVE,)
+
+
+def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dict[str, Any]:
+    """The Job of one attempt."""
+    spec = observed.spec
+    claims = claims_of(spec.output.uri if spec.output else None)
+    save = pod.container(
+        settings,
+        Step.SAVE,
+        resources=spec.prepare.resources,
+        env=pod.hub_environment(settings),
+        credentials=[credential.secret_name for credential in spec.credentials or ()],
+        mounts=pod.claim_mounts(claims, claims, read_only=False),
+    )
+    spec_of_pod = pod.pod_spec(
+        settings,
+        [save],
+        pod.volumes(observed, settings, pod.claim_volumes(claims)),
+        node_selector=spec.prepare.node_selector,
+    )
+    return pod.job_manifest(observed, settings, STAGE, attempt, spec_of_pod)
+
+
+def outcome(observed: Observed, child: Object | None, number: int, pods: tuple[Object, ...]) -> Outcome:
+    """How the attempt goes."""
+    return judge(observed, STAGE, STEPS, child, number, pods)

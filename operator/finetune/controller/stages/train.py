@@ -1,0 +1,63 @@
+"""Train: the pod that holds the GPUs. It sees no credentials, and what decides the last bit of a sum is pinned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.api.contract import DEVICES, Step
+from finetune.controller.observed import Object, Observed
+from finetune.controller.stages import pod
+from finetune.controller.stages.attempt import Outcome, judge
+
+STAGE = "train"
+STEPS = (Step.TRAIN,)
+
+
+def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dict[str, Any]:
+    """The Job of one attempt."""
+    training = observed.spec.training
+    shared_memory = {"name": "dshm", "emptyDir": {"medium": "Memory"}}
+    train = pod.container(
+        settings,
+        Step.TRAIN,
+        training_image=True,
+        resources=training.resources,
+        env={DEVICES: str(pod.devices_of(observed.spec)), **pinned(observed)},
+        mounts=[{"name": "dshm", "mountPath": "/dev/shm"}],  # noqa: S108 - where NCCL and data loaders share memory
+    )
+    spec_of_pod = pod.pod_spec(
+        settings,
+        [train],
+        pod.volumes(observed, settings, [shared_memory]),
+        node_selector=training.node_selector,
+        grace_seconds=training.termination_grace_period_seconds,
+    )
+    if training.tolerations:
+        spec_of_pod["tolerations"] = [toleration.wire() for toleration in training.tolerations]
+    if training.priority_class_name:
+        spec_of_pod["priorityClassName"] = training.priority_class_name
+    return pod.job_manifest(observed, settings, STAGE, attempt, spec_of_pod, indexed=True)
+
+
+def pinned(observed: Observed) -> dict[str, str]:
+    """What makes a resumed run equal an undisturbed one, bit for bit, on any node.
+
+    Sums are split by thread, and kernels are chosen by CPU capability: both are fixed. Each training process gets an
+    equal share of the pod's whole CPUs, and one thread where the job names no CPUs.
+    """
+    cpus = pod.whole_cpus(observed.spec.training.resources) or 1
+    threads = str(max(1, cpus // pod.devices_of(observed.spec)))
+    return {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_CBWR": "COMPATIBLE",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def outcome(observed: Observed, child: Object | None, number: int, pods: tuple[Object, ...]) -> Outcome:
+    """How the attempt goes."""
+    return judge(observed, STAGE, STEPS, child, number, pods)
