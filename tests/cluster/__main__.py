@@ -55,9 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
         case "status":
             return status(cluster)
         case "env":
-            print(
-                f"export KUBECONFIG={shlex.quote(str(cluster.kubeconfig))} PATH={shlex.quote(str(cluster.binaries))}:$PATH"
-            )
+            path, binaries = shlex.quote(str(cluster.kubeconfig)), shlex.quote(str(cluster.binaries))
+            print(f"export KUBECONFIG={path} PATH={binaries}:$PATH")
         case "build-image":
             cluster = Cluster.current()
             for name in arguments.names:

@@ -26,7 +26,7 @@ class Component:
 
     @property
     def commands(self) -> tuple[str, ...]:
-        """Names of the binaries: last path element, a major version suffix left out (as Go names them), `server` being etcd."""
+        """Names of the binaries, as Go names them: last path element without a major version; `server` is etcd."""
         names = (re.sub(r"/v\d+$", "", package).rsplit("/", 1)[1] for package in self.packages)
         return tuple("etcd" if name == "server" else name for name in names)
 
@@ -140,8 +140,8 @@ def _build(component: Component, layout: Layout, total: int) -> None:
 def _go_mod(component: Component, work: Path, environment: dict[str, str]) -> str:
     """A module that requires the component, with the replacements that its own go.mod makes for its parts.
 
-    `go install module@version` refuses modules with replacements, Kubernetes' staging modules among them: each of those is
-    published under the version v0.x that belongs to Kubernetes v1.x.
+    `go install module@version` refuses modules with replacements. Kubernetes replaces its staging modules; each
+    of those is published under the version v0.x that belongs to Kubernetes v1.x.
     """
     (work / "go.mod").write_text("module build\n\ngo 1.26\n")
     answer = json.loads(
@@ -149,10 +149,8 @@ def _go_mod(component: Component, work: Path, environment: dict[str, str]) -> st
     )
     lines = ["module build", "", "go 1.26", "", f"require {component.module} {component.version}", ""]
     staging = component.version.replace("v1.", "v0.", 1)
-    for module in re.findall(
-        r"^\s*(?:replace\s+)?(\S+) => \./staging/", Path(answer["GoMod"]).read_text(), re.MULTILINE
-    ):
-        lines.append(f"replace {module} => {module} {staging}")
+    replaced = re.findall(r"^\s*(?:replace\s+)?(\S+) => \./staging/", Path(answer["GoMod"]).read_text(), re.MULTILINE)
+    lines += [f"replace {module} => {module} {staging}" for module in replaced]
     return "\n".join(lines) + "\n"
 
 
@@ -165,5 +163,5 @@ def _go(command: list[str], folder: Path, environment: dict[str, str]) -> str:
         if attempt == 1:
             time.sleep(2)
     raise ClusterError(
-        f"{' '.join(command[:3])} failed; with network access to a Go module proxy, try again:\n{result.stderr.strip()[-3000:]}"
+        f"{' '.join(command[:3])} failed; it needs a Go module proxy in reach:\n{result.stderr.strip()[-3000:]}"
     )

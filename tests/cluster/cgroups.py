@@ -55,7 +55,7 @@ def remove() -> None:
     for root in hierarchies():
         for folder, _, _ in os.walk(root / CGROUP, topdown=False):
             try:
-                os.rmdir(folder)
+                Path(folder).rmdir()
             except OSError:  # a process is just leaving it
                 continue
 

@@ -111,7 +111,7 @@ class Cluster:
         return nodes.running(self.layout, self.processes)
 
     def build_image(self, name: str) -> str:
-        """Builds images/<name> unless its content is already in the first node's store; returns the image's full name."""
+        """Builds images/<name> unless its content is in the first node's store already; returns its full name."""
         from tests.cluster.images import build
 
         return build(self, name)
@@ -148,7 +148,7 @@ class Cluster:
             yield
 
     def up(self, count: int = 1) -> None:
-        """Starts the cluster with at least `count` nodes: builds what is missing, mends what is broken, else does nothing."""
+        """Starts at least `count` nodes: builds what is missing, mends what broke, or does nothing."""
         if not 1 <= count <= MOST_NODES:
             raise ClusterError(f"{count} nodes were asked for; between 1 and {MOST_NODES} can run.")
         complete = binaries.complete(self.layout)

@@ -38,7 +38,7 @@ def step(title: str) -> Iterator[Step]:
     """Shows that something takes time, and how long it took."""
     current = Step(title)
     if CONSOLE.is_terminal:
-        with CONSOLE.status(current):  # type: ignore[arg-type]  # any renderable does
+        with CONSOLE.status(current):
             yield current
     else:
         yield current

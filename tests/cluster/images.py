@@ -1,7 +1,8 @@
-"""Images: built by BuildKit from the users' own Dockerfiles straight into the first node's store, and tagged by content."""
+"""Images: built by BuildKit from the users' own Dockerfiles into the first node's store, and tagged by content."""
 
 import fcntl
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -54,6 +55,20 @@ def _inputs(name: str, repository: Path) -> list[Path]:
     return [*fixed, *requirements, *sorted(source)]
 
 
+def _context(layout: Layout, name: str) -> Path:
+    """Copies what an image is built from; returns the folder."""
+    folder = layout.state / "context"
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in [
+        *_inputs(name, REPOSITORY),
+        *(REPOSITORY / file for file in (".dockerignore", "LICENSE", "README.md")),
+    ]:
+        target = folder / path.relative_to(REPOSITORY)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
+    return folder
+
+
 def _base_command(output: Path) -> list[str]:
     """mmdebstrap's command for a Debian with Python; documentation and translations are left out."""
     left_out = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale", "info")]
@@ -73,8 +88,11 @@ def build(cluster: "Cluster", name: str) -> str:
     if image not in containers.images(node):
         with _locked(layout):
             if image not in containers.images(node):
+                # A copy, because the files may change while they are built.
+                context = _context(layout, name)
+                image = tag(name, context)
                 _base(layout, node)
-                _build(layout, cluster.processes, name, image)
+                _build(layout, cluster.processes, name, image, context)
                 _remember(layout, image)
                 _prune(layout, node, name)
     _remember(layout, image)
@@ -102,7 +120,7 @@ def _base(layout: Layout, node: Node) -> None:
         )
 
 
-def _build(layout: Layout, processes: Processes, name: str, image: str) -> None:
+def _build(layout: Layout, processes: Processes, name: str, image: str, context: Path) -> None:
     node = layout.node(1)
     with step(f"building {image}"), tempfile.TemporaryDirectory(dir=layout.state) as folder:
         _start_buildkit(layout, processes, node)
@@ -114,8 +132,8 @@ def _build(layout: Layout, processes: Processes, name: str, image: str) -> None:
                     "build",
                     "--progress=plain",
                     "--frontend=dockerfile.v0",
-                    f"--local=context={REPOSITORY}",
-                    f"--local=dockerfile={REPOSITORY / 'images' / name}",
+                    f"--local=context={context}",
+                    f"--local=dockerfile={context / 'images' / name}",
                     f"--opt=build-arg:BASE={BASE}",
                     "--opt=image-resolve-mode=local",
                     *_secrets(Path(folder)),

@@ -14,7 +14,7 @@ CONTROL_PLANE_ADDRESS = "10.244.0.1"
 LINK = "finetune0"
 """The network link that carries the nodes' addresses. Pods are routed (CNI's ptp), so no bridge filtering is needed."""
 CGROUP = "finetune-operator"
-"""Every process of the cluster lives below this cgroup: that is how leftovers are found, whatever became of the pid files."""
+"""Every process of the cluster lives below this cgroup: so leftovers are found, whatever became of the pid files."""
 
 
 def cache_folder() -> Path:

@@ -1,4 +1,4 @@
-"""The machine's side of the pods' network: one link with the nodes' addresses, forwarding, and masquerade in a table of our own."""
+"""The machine's side of the pods' network: a link with the nodes' addresses, forwarding, and masquerading."""
 
 import shutil
 import subprocess

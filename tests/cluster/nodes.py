@@ -1,4 +1,4 @@
-"""Nodes: kubelets with pretended GPUs. All run on this machine, each in a mount namespace, cgroup and pod network of its own."""
+"""Nodes: kubelets with pretended GPUs, each in a mount namespace, cgroup and pod network of its own on this machine."""
 
 import json
 import shutil

@@ -47,7 +47,7 @@ class Authority:
         self.key = serialization.load_pem_private_key(self.identity.key.read_bytes(), None)
 
     def issue(self, file: str, user: str, groups: Sequence[str] = (), names: Sequence[str] = ()) -> Identity:
-        """A certificate for a client `user` in `groups`, and for a server under `names` (DNS names and IP addresses)."""
+        """A certificate for a client `user` in `groups`, and for a server under `names` (DNS or IP addresses)."""
         identity = Identity(self.folder / f"{file}.crt", self.folder / f"{file}.key")
         if identity.certificate.exists():
             return identity

@@ -44,7 +44,7 @@ def check(go: bool) -> None:
         raise ClusterError("No cgroups under /sys/fs/cgroup: mount them, or run outside a restricted container.")
     if go and shutil.which("go") is None:
         raise ClusterError(
-            "Go is missing and binaries remain to be built: install Go 1.26 or newer from https://go.dev/dl and put it on PATH."
+            "Go is missing and binaries remain to be built: install Go 1.26 or newer (https://go.dev/dl), on PATH."
         )
     packages = missing_packages()
     if packages:

@@ -20,7 +20,7 @@ MOUNT_SETUP = 'set -e; umask 022; {mounts} exec "$@"'
 
 @dataclass(frozen=True)
 class Mount:
-    """A mount made inside a process's own mount namespace: a folder bound to, or (source None) an empty tmpfs on, a target."""
+    """A mount in a process's own mount namespace: a folder bound to a target, or (source None) an empty tmpfs on it."""
 
     target: Path
     source: Path | None = None

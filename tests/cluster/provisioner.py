@@ -70,7 +70,7 @@ def volume_for(claim: Object, folder: Path) -> Object | None:
 
 def is_to_delete(volume: Object) -> bool:
     """Whether a volume of ours has lost its claim."""
-    return (
+    return bool(
         volume["metadata"].get("annotations", {}).get(PROVISIONED_BY) == PROVISIONER
         and volume["spec"].get("persistentVolumeReclaimPolicy") == "Delete"
         and volume.get("status", {}).get("phase") == "Released"

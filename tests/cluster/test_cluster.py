@@ -28,6 +28,9 @@ CONTAINER_SECURITY = {
 }
 
 
+pytestmark = pytest.mark.cluster
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Cluster:
     return Cluster.current()
@@ -44,8 +47,8 @@ def namespace(cluster: Cluster) -> Iterator[str]:
 
 
 def pod(name: str, script: str, **more: Any) -> dict[str, Any]:
-    """A restricted pod that runs a shell script; `volumes` and `volumeMounts` and `resources` are put where they belong."""
-    container = {
+    """A restricted pod that runs a shell script; `volumeMounts` and `resources` are its container's, the rest the pod's."""
+    container: dict[str, Any] = {
         "name": "main",
         "image": BUSYBOX,
         "command": ["/bin/sh", "-euc", script],
@@ -100,7 +103,8 @@ def with_claim(name: str) -> dict[str, Any]:
 def test_a_restricted_pod_writes_to_a_dynamic_volume_whose_folder_goes_with_the_claim(
     cluster: Cluster, namespace: str, mode: str
 ) -> None:
-    script = "echo kept > /work/file; mkdir /work/folder; id -G; ls -ln /work; touch /root-is-read-only 2>/dev/null && exit 1 || true"
+    script = "echo kept > /work/file; mkdir /work/folder; id -G; ls -ln /work; "
+    script += "touch /root-is-read-only 2>/dev/null && exit 1 || true"
     create(cluster, namespace, claim("work", mode), pod("writer", script, **with_claim("work")))
     assert "65532" in finished(cluster, namespace, "writer")
     create(cluster, namespace, pod("reader", "cat /work/file", **with_claim("work")))
@@ -225,8 +229,8 @@ def test_an_admission_policy_refuses_what_it_shall_refuse(cluster: Cluster, name
             },
             "validations": [
                 {
-                    "expression": "authorizer.group('').resource('pods').namespace(object.metadata.namespace).check('create').allowed()"
-                    " && object.metadata.name != 'refused'",
+                    "expression": "object.metadata.name != 'refused' && authorizer.group('').resource('pods')"
+                    ".namespace(object.metadata.namespace).check('create').allowed()",
                     "message": "not this one",
                 }
             ],
