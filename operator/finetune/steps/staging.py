@@ -36,6 +36,15 @@ def published(folder: Path, inputs: Any | None = None) -> dict[str, Any] | None:
     return result if isinstance(result, dict) else None
 
 
+def inputs_of(folder: Path) -> str | None:
+    """The digest of what a complete folder was made from: the input of the steps that build on it."""
+    try:
+        digest_of_inputs = json.loads((folder / MANIFEST).read_text()).get("inputs")
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+    return digest_of_inputs if isinstance(digest_of_inputs, str) else None
+
+
 def publish(folder: Path, inputs: Any, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """The folder's result, made by `write(partial folder)` unless it is there already (then with `reused: true`).
 

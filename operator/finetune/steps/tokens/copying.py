@@ -1,0 +1,85 @@
+"""Moving bytes between files without carrying them through memory."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+BLOCK = 64 << 20
+FICLONE = 0x40049409
+UNSUPPORTED = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EPERM, errno.EMLINK)
+
+Count = Callable[[int], None]
+"""Called with the number of bytes just done."""
+
+
+def copy_range(source: int, start: int, end: int, target: int, count: Count) -> None:
+    """Append bytes `start` to `end` of one open file to another, in the kernel where it can."""
+    position = start
+    while position < end:
+        try:
+            done = os.copy_file_range(source, target, min(BLOCK, end - position), position)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            break
+        if done == 0:
+            break
+        position += done
+        count(done)
+    while position < end:
+        data = os.pread(source, min(4 << 20, end - position), position)
+        if not data:
+            raise OSError(errno.EIO, f"the file ended at byte {position}, {end} were expected")
+        write_all(target, data)
+        position += len(data)
+        count(len(data))
+
+
+def write_all(target: int, data: bytes) -> None:
+    """Write every byte."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(target, view) :]
+
+
+def take_file(source: Path, target: Path, count: Count, *, link: bool) -> None:
+    """Give `target` the content of `source`: sharing its blocks or (with `link`) being the same file where the file
+    system can, copying else. A link is only made to a file that everybody may read, since publishing would have to
+    change its mode."""
+    target.unlink(missing_ok=True)
+    status = source.stat()
+    with source.open("rb") as read:
+        with target.open("wb") as write:
+            if _cloned(read.fileno(), write.fileno()):
+                count(status.st_size)
+                return
+        if link and status.st_mode & 0o444 == 0o444 and _linked(source.resolve(), target):
+            count(status.st_size)
+            return
+        with target.open("wb") as write:
+            copy_range(read.fileno(), 0, status.st_size, write.fileno(), count)
+
+
+def _cloned(source: int, target: int) -> bool:
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        return False
+    return True
+
+
+def _linked(source: Path, target: Path) -> bool:
+    target.unlink()
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        return False
+    return True

@@ -1,0 +1,143 @@
+"""The streamed edit: a checkpoint with more embedding rows, written without loading it.
+
+Files without token matrices are linked or copied whole. In the others the kernel copies every old byte, and only the
+new rows pass through memory, so neither time nor memory depends on how the model computes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+from finetune.steps.tokens.architectures import Matrices
+from finetune.steps.tokens.checkpoint import INDEX, Checkpoint
+from finetune.steps.tokens.copying import Count, copy_range, take_file, write_all
+from finetune.steps.tokens.initialise import ITEM_BYTES, Floats, Init, VocabularyMean, initial_rows, mean_of_all
+from finetune.steps.tokens.safetensors_file import Header, Tensor, write_header
+
+ROWS_AT_ONCE = 1024
+"""New rows that are held in memory at a time."""
+
+
+def extend(
+    checkpoint: Checkpoint,
+    matrices: Matrices,
+    rows: int,
+    inits: Mapping[int, Init],
+    trained_rows: int,
+    target: Path,
+    count: Count,
+) -> None:
+    """Write the weights of `checkpoint` into the folder `target`, with token matrices of `rows` rows.
+
+    `inits` says what the row of each new token holds, by id; rows that are new without being a token's hold the mean
+    of the vocabulary, which is that of the first `trained_rows` rows. Every other row keeps its bytes.
+    """
+    for file, header in checkpoint.headers.items():
+        if matrices.names_in(header):
+            _extend_file(checkpoint.folder / file, header, matrices, rows, inits, trained_rows, target / file, count)
+        else:
+            take_file(checkpoint.folder / file, target / file, count, link=True)
+    if checkpoint.index is not None:
+        _write_index(checkpoint, matrices, rows, target / INDEX)
+
+
+def extended_size(checkpoint: Checkpoint, matrices: Matrices, rows: int) -> int:
+    """Bytes of the weight files after the edit."""
+    return checkpoint.size + sum(
+        (rows - matrices.rows) * matrices.columns * ITEM_BYTES[tensor.dtype]
+        for name, tensor in checkpoint.tensors.items()
+        if name in matrices.names
+    )
+
+
+def _extend_file(
+    path: Path,
+    header: Header,
+    matrices: Matrices,
+    rows: int,
+    inits: Mapping[int, Init],
+    trained_rows: int,
+    target: Path,
+    count: Count,
+) -> None:
+    target.unlink(missing_ok=True)
+    with path.open("rb") as source, target.open("wb") as written:
+        write_header(written, _extended_header(header, matrices, rows))
+        written.flush()
+        first = 0
+        for name, tensor in header.tensors.items():
+            if name not in matrices.names:
+                continue
+            copy_range(
+                source.fileno(), header.data_start + first, header.data_start + tensor.start, written.fileno(), count
+            )
+            _extend_matrix(source, header.data_start, tensor, rows, inits, trained_rows, written, count)
+            first = tensor.end
+        copy_range(
+            source.fileno(), header.data_start + first, header.data_start + header.data_size, written.fileno(), count
+        )
+
+
+def _extend_matrix(
+    source: BinaryIO,
+    data_start: int,
+    tensor: Tensor,
+    rows: int,
+    inits: Mapping[int, Init],
+    trained_rows: int,
+    written: BinaryIO,
+    count: Count,
+) -> None:
+    old_rows, columns = tensor.shape
+    row_bytes = columns * ITEM_BYTES[tensor.dtype]
+    start = data_start + tensor.start
+
+    def read(first: int, last: int) -> bytes:
+        return os.pread(source.fileno(), (last - first) * row_bytes, start + first * row_bytes)
+
+    @cache
+    def vocabulary_mean() -> Floats:
+        return mean_of_all(read, trained_rows, columns, tensor.dtype)
+
+    place = os.lseek(written.fileno(), 0, os.SEEK_CUR)
+    copy_range(source.fileno(), start, start + tensor.size, written.fileno(), count)
+    for first in range(old_rows, rows, ROWS_AT_ONCE):
+        ids = range(first, min(first + ROWS_AT_ONCE, rows))
+        block = [inits.get(id_, VocabularyMean()) for id_ in ids]
+        write_all(written.fileno(), initial_rows(block, read, tensor.dtype, vocabulary_mean))
+        count(len(ids) * row_bytes)
+    for id_, init in inits.items():
+        if id_ < old_rows:
+            os.pwrite(
+                written.fileno(), initial_rows([init], read, tensor.dtype, vocabulary_mean), place + id_ * row_bytes
+            )
+
+
+def _extended_header(header: Header, matrices: Matrices, rows: int) -> Header:
+    tensors: dict[str, Tensor] = {}
+    position = 0
+    for name, tensor in header.tensors.items():
+        shape, size = tensor.shape, tensor.size
+        if name in matrices.names:
+            shape = (rows, matrices.columns)
+            size = rows * matrices.columns * ITEM_BYTES[tensor.dtype]
+        tensors[name] = replace(tensor, shape=shape, start=position, end=position + size)
+        position += size
+    return replace(header, tensors=tensors)
+
+
+def _write_index(checkpoint: Checkpoint, matrices: Matrices, rows: int, path: Path) -> None:
+    index = dict(checkpoint.index or {})
+    metadata = dict(index.get("metadata") or {})
+    added = (rows - matrices.rows) * matrices.columns
+    size = sum(header.data_size for header in checkpoint.headers.values())
+    metadata["total_size"] = size + extended_size(checkpoint, matrices, rows) - checkpoint.size
+    if isinstance(metadata.get("total_parameters"), int):
+        metadata["total_parameters"] += added * len(matrices.names)
+    path.write_text(json.dumps({**index, "metadata": metadata}, indent=2) + "\n")

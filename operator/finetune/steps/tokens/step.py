@@ -1,0 +1,142 @@
+"""The step `add-tokens`: the job's tokens enter tokenizer and embedding matrices."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
+from finetune.api.spec import Tokens
+from finetune.api.status import TokensStatus
+from finetune.steps.disk import require_space
+from finetune.steps.failure import StepFailure
+from finetune.steps.progress import Progress
+from finetune.steps.staging import inputs_of, publish
+from finetune.steps.tokens.architectures import UnknownArchitecture, token_matrices
+from finetune.steps.tokens.checkpoint import NoSafetensors, read_checkpoint
+from finetune.steps.tokens.config import read_config, write_beside_weights
+from finetune.steps.tokens.copying import take_file
+from finetune.steps.tokens.editor import extend, extended_size
+from finetune.steps.tokens.plan import Plan, make_plan
+from finetune.steps.tokens.record import write_record
+from finetune.steps.tokens.requested import Requested, requested_tokens
+from finetune.steps.tokens.safetensors_file import InvalidSafetensors
+from finetune.steps.tokens.vocabulary import InvalidVocabulary, Vocabulary
+
+log = logging.getLogger(__name__)
+
+
+def run(job: StepJob, layout: Layout) -> StepReport:
+    """Publish `prepared/`, the model with the job's tokens."""
+    tokens = job.spec.tokens
+    if tokens is None:
+        return StepReport(step=Step.ADD_TOKENS, result=TokensStatus().wire())
+    if tokens.learn is not None:
+        raise StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "NotImplemented",
+            "spec.tokens.learn: learning a vocabulary is not implemented yet",
+            "List the tokens in spec.tokens.add or spec.tokens.addFrom.",
+        )
+    requested = requested_tokens(tokens, layout.tokens_file)
+    inputs = {
+        "model": inputs_of(layout.model),
+        "tokens": [item.token.wire() for item in requested],
+        "init": tokens.init and tokens.init.wire(),
+        "padToMultipleOf": tokens.pad_to_multiple_of,
+    }
+    with Progress(Step.ADD_TOKENS, "byte") as progress:
+        result = publish(
+            layout.prepared, inputs, lambda partial: add_tokens(layout.model, partial, tokens, requested, progress)
+        )
+    result.pop("reused", None)
+    return StepReport(step=Step.ADD_TOKENS, result=result)
+
+
+def add_tokens(
+    model: Path, target: Path, tokens: Tokens, requested: Sequence[Requested], progress: Progress
+) -> dict[str, Any]:
+    """Write the model in `model` with further tokens into the folder `target` and return a TokensStatus's wire form.
+
+    Raises StepFailure for whatever the user has to change: tokens, model, size of the workspace.
+    """
+    try:
+        checkpoint = read_checkpoint(model)
+        matrices = token_matrices(read_config(model), checkpoint.tensors)
+        vocabulary = Vocabulary.read(model)
+        plan = make_plan(vocabulary, matrices, requested, tokens.init, tokens.pad_to_multiple_of)
+    except (UnknownArchitecture, NoSafetensors) as error:
+        raise StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "UnsupportedModel",
+            f"spec.model: tokens cannot be added to this checkpoint: {error}",
+            "Use an unquantised safetensors checkpoint of a supported family, or remove spec.tokens.",
+        ) from error
+    except InvalidVocabulary as error:
+        raise StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "UnsupportedTokenizer",
+            f"spec.model: tokens cannot be added to this tokenizer: {error}",
+            "Use a model with a consistent tokenizer.json, or remove spec.tokens.",
+        ) from error
+    except (InvalidSafetensors, FileNotFoundError, ValueError) as error:
+        raise StepFailure(
+            ExitCode.BAD_DATA,
+            "CorruptModel",
+            f"spec.model: {error}",
+            "Replace the model's file, delete and apply the job anew.",
+        ) from error
+    _log(plan)
+    size = extended_size(checkpoint, matrices, plan.rows)
+    if not plan.added:
+        _take_all(model, target)
+        return _status(plan, matrices.rows, []).wire()
+    require_space(target, size, "the model with its new tokens")
+    done = 0
+
+    def count(size_done: int) -> None:
+        nonlocal done
+        done += size_done
+        progress.update(min(done, size), size)
+
+    extend(checkpoint, matrices, plan.rows, plan.inits, plan.trained_rows, target, count)
+    stale = write_beside_weights(
+        model, target, vocabulary.tokenizer, plan.added, plan.rows, generic_class=bool(plan.mended)
+    )
+    write_record(target, plan.records)
+    warnings = [f"{name} was left out: it does not know the new tokens, tokenizer.json does" for name in stale]
+    return _status(plan, matrices.rows, warnings).wire()
+
+
+def _status(plan: Plan, rows_before: int, warnings: Sequence[str]) -> TokensStatus:
+    everything = [*plan.warnings, *warnings]
+    if len(everything) > 16:
+        everything = [*everything[:15], f"and {len(everything) - 15} more warnings, in the log of add-tokens"]
+    return TokensStatus(
+        added=len(plan.added),
+        already_present=plan.already_present,
+        vocabulary_size=plan.vocabulary.size,
+        vocabulary_size_before=plan.size_before,
+        embedding_rows=plan.rows,
+        embedding_rows_before=rows_before,
+        warnings=everything or None,
+    )
+
+
+def _take_all(model: Path, target: Path) -> None:
+    for path in sorted(model.rglob("*")):
+        inner = path.relative_to(model)
+        if path.is_file() and not inner.parts[0].startswith((".", "finetune-")):
+            (target / inner).parent.mkdir(parents=True, exist_ok=True)
+            take_file(path, target / inner, lambda _: None, link=True)
+
+
+def _log(plan: Plan) -> None:
+    for warning in plan.warnings:
+        log.warning("%s", warning)
+    for record in plan.records[:100]:
+        log.info("%r is token %d, starting from %s", record.content, record.id, record.init)
+    if plan.mended:
+        log.info("the tokenizer's decoder now keeps %d tokens that it would have broken", len(plan.mended))

@@ -1,0 +1,203 @@
+"""The tokenizer's side of new tokens: which are new, what they were made of, which ids they get.
+
+Everything is read from and written to tokenizer.json through the `tokenizers` library, so that what is written is what
+transformers and inference servers load.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from finetune.api.spec import NewToken
+
+TOKENIZER = "tokenizer.json"
+UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+"""Scripts, by the beginning of their characters' Unicode names, that put no space before a word."""
+
+
+class InvalidVocabulary(ValueError):
+    """The tokenizer cannot be extended; the message says why."""
+
+
+class Collision(ValueError):
+    """A token's text is the tokenizer's internal name of another token."""
+
+
+@dataclass(frozen=True)
+class Added:
+    """A token that was added: its id, and the ids of the pieces that running text had in its place before."""
+
+    token: NewToken
+    id: int
+    pieces: tuple[int, ...]
+    leading_space: bool
+
+
+class Vocabulary:
+    """A tokenizer that grows.
+
+    `length` is one more than the largest id: embedding rows up to it are in use.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+        self._names = {id_: name for name, id_ in ids.items()}
+        if len(self._names) != len(ids):
+            raise InvalidVocabulary("tokenizer.json gives one id to several tokens")
+        self.length = max(self._names, default=-1) + 1
+        self.size = len(ids)
+
+    @classmethod
+    def read(cls, folder: Path) -> Vocabulary:
+        """The tokenizer of a checkpoint; raises InvalidVocabulary when tokenizer.json is absent or not one.
+
+        Tokens that only tokenizer_config.json or added_tokens.json knows are put in, as transformers does.
+        """
+        path = folder / TOKENIZER
+        if not path.is_file():
+            raise InvalidVocabulary(
+                "the model has no tokenizer.json; convert its tokenizer once with transformers "
+                "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
+            )
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise InvalidVocabulary(f"tokenizer.json cannot be read: {error}") from error
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        vocabulary = cls(tokenizer)
+        vocabulary._complete(_declared(folder))
+        return vocabulary
+
+    def id_of(self, content: str) -> int | None:
+        """The id of the one token that this very text is, or None when it is several (or not encodable)."""
+        return self.ids_of([content]).get(content)
+
+    def ids_of(self, contents: Iterable[str]) -> dict[str, int]:
+        """`id_of` for many texts; those that are not one token are left out."""
+        added = {token.content: int(id_) for id_, token in self.tokenizer.get_added_tokens_decoder().items()}
+        found: dict[str, int] = {}
+        for content in contents:
+            if content in added:
+                found[content] = added[content]
+                continue
+            ids = self.encode(content)
+            if len(ids) == 1 and self.tokenizer.decode(ids, skip_special_tokens=False) == content:
+                found[content] = ids[0]
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Ids without the tokens that a template adds."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def similar(self, content: str) -> list[str]:
+        """Existing tokens whose names resemble this text, most similar first."""
+        names = [token.content for token in self.tokenizer.get_added_tokens_decoder().values()]
+        near = difflib.get_close_matches(content, names, n=3, cutoff=0.5)
+        wanted = content.casefold()
+        near += [name for name in self._names.values() if name.casefold().lstrip("Ġ▁") == wanted and name not in near]
+        return near[:3]
+
+    def pieces(self, content: str) -> tuple[tuple[int, ...], bool]:
+        """The ids that running text has in the place of `content`, and whether that is with a leading space.
+
+        A word in a sentence follows a space, which tokenizers make part of its first piece; the pieces without the
+        space are those of another, rarer thing. A marker (`<think>`) or a word of a script without spaces follows
+        none. Tokenizers that put the space there themselves need no help.
+        """
+        bare = tuple(self.encode(content))
+        if not _follows_space(content):
+            return bare, False
+        first = self._names.get(bare[0], "") if bare else ""
+        if first.startswith(("▁", "Ġ")):
+            return bare, True
+        spaced = tuple(self.encode(f" {content}"))
+        return (spaced, True) if self.tokenizer.decode(list(spaced)).strip() else (bare, False)
+
+    def add(self, tokens: Sequence[NewToken]) -> list[Added]:
+        """Add tokens that are not there yet. Their pieces are computed before, or a token's pieces were itself.
+
+        Raises Collision when a token's text is the internal name of another token, InvalidVocabulary when the
+        tokenizer hands out ids that are in use.
+        """
+        names = set(self._names.values())
+        for token in tokens:
+            if token.content in names:
+                raise Collision(token.content)
+        pieces = [self.pieces(token.content) for token in tokens]
+        self.tokenizer.add_tokens([_added_token(token) for token in tokens])
+        added: list[Added] = []
+        for token, (ids, leading_space) in zip(tokens, pieces, strict=True):
+            id_ = self.tokenizer.token_to_id(token.content)
+            if id_ is None or id_ in self._names:
+                former = self._names.get(-1 if id_ is None else id_)
+                raise InvalidVocabulary(
+                    f"the tokenizer would give {token.content!r} the id {id_}, which is {former!r} already"
+                )
+            self._names[id_] = token.content
+            added.append(Added(token, id_, ids, leading_space))
+        self.length = max(self._names, default=-1) + 1
+        self.size = len(self._names)
+        return added
+
+    def _complete(self, declared: dict[int, AddedToken]) -> None:
+        for id_, token in sorted(declared.items()):
+            if self.tokenizer.token_to_id(token.content) == id_:
+                continue
+            self.tokenizer.add_tokens([token])
+            if self.tokenizer.token_to_id(token.content) != id_:
+                raise InvalidVocabulary(
+                    f"the tokenizer's files contradict each other about {token.content!r}: its id is {id_} in "
+                    f"tokenizer_config.json, tokenizer.json says {self.tokenizer.token_to_id(token.content)}"
+                )
+            self._names[id_] = token.content
+        self.length = max(self._names, default=-1) + 1
+        self.size = len(self._names)
+
+
+def _follows_space(content: str) -> bool:
+    first = content[0]
+    return first.isalnum() and not unicodedata.name(first, "").startswith(UNSPACED_SCRIPTS)
+
+
+def _added_token(token: NewToken) -> AddedToken:
+    return AddedToken(
+        token.content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=token.special,
+    )
+
+
+def _declared(folder: Path) -> dict[int, AddedToken]:
+    """Tokens that files beside tokenizer.json declare, by id."""
+    declared: dict[int, AddedToken] = {}
+    for content, id_ in _read(folder / "added_tokens.json").items():
+        declared[int(id_)] = AddedToken(content, normalized=False)
+    for id_, token in (_read(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}).items():
+        options = {key: value for key, value in token.items() if key not in ("content", "__type")}
+        declared[int(id_)] = AddedToken(token["content"], **options)
+    return declared
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise InvalidVocabulary(f"{path.name} is not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InvalidVocabulary(f"{path.name} is not a JSON object")
+    return content
