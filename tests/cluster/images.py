@@ -29,7 +29,10 @@ SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
 KEPT = 2
 KEPT_SECONDS = 3600
 """Of each image the newest are kept, and those used within this time: other checkouts use the same store."""
-CACHE_BYTES = "30GB"
+LITTLE_DISK = 20 * 10**9
+"""With fewer bytes free only the newest of each image stays."""
+CACHE_BYTES = 16 * 10**9
+"""What BuildKit may keep: the training image's dependencies twice, as a layer and in the installer's cache."""
 
 
 def tag(name: str, repository: Path = REPOSITORY) -> str:
@@ -125,23 +128,21 @@ def _build(layout: Layout, processes: Processes, name: str, image: str, context:
     with step(f"building {image}"), tempfile.TemporaryDirectory(dir=layout.state) as folder:
         _start_buildkit(layout, processes, node)
         try:
-            result = subprocess.run(
-                [
-                    str(layout.bin / "buildctl"),
-                    f"--addr=unix://{layout.buildkit_socket}",
-                    "build",
-                    "--progress=plain",
-                    "--frontend=dockerfile.v0",
-                    f"--local=context={context}",
-                    f"--local=dockerfile={context / 'images' / name}",
-                    f"--opt=build-arg:BASE={BASE}",
-                    "--opt=image-resolve-mode=local",
-                    *_secrets(Path(folder)),
-                    f"--output=type=image,name={image},unpack=true,compression=uncompressed",
-                ],
-                capture_output=True,
-                text=True,
+            result = _buildctl(
+                layout,
+                "build",
+                "--progress=plain",
+                "--frontend=dockerfile.v0",
+                f"--local=context={context}",
+                f"--local=dockerfile={context / 'images' / name}",
+                f"--opt=build-arg:BASE={BASE}",
+                "--opt=image-resolve-mode=local",
+                *_secrets(Path(folder)),
+                f"--output=type=image,name={image},unpack=true,compression=uncompressed",
             )
+            pruned = _buildctl(layout, "prune", f"--keep-storage={CACHE_BYTES // 10**6}")
+            if result.returncode == 0 and pruned.returncode != 0:
+                raise ClusterError(f"BuildKit's cache could not be pruned: {pruned.stderr.strip()}")
         finally:
             processes.stop(BUILDKITD)
         (layout.logs / f"build-{name}.log").write_text(result.stderr)
@@ -166,8 +167,7 @@ def _start_buildkit(layout: Layout, processes: Processes, node: Node) -> None:
   namespace = "{containers.NAMESPACE}"
   networkMode = "host"
   defaultCgroupParent = "/{CGROUP}/build"
-  gc = true
-  maxUsedSpace = "{CACHE_BYTES}"
+  gc = false
 """
     )
     processes.stop(BUILDKITD)
@@ -175,10 +175,14 @@ def _start_buildkit(layout: Layout, processes: Processes, node: Node) -> None:
 
     def answers() -> bool:
         processes.require_alive(BUILDKITD)
-        command = [str(layout.bin / "buildctl"), f"--addr=unix://{layout.buildkit_socket}", "debug", "workers"]
-        return subprocess.run(command, capture_output=True).returncode == 0
+        return _buildctl(layout, "debug", "workers").returncode == 0
 
     wait_until("buildkitd answering", answers, 30)
+
+
+def _buildctl(layout: Layout, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(layout.bin / "buildctl"), f"--addr=unix://{layout.buildkit_socket}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def _secrets(folder: Path) -> list[str]:
@@ -210,7 +214,10 @@ def _prune(layout: Layout, node: Node, name: str) -> None:
     used = sorted(
         (layout.state / "built").glob(f"finetune-{name}:*"), key=lambda path: path.stat().st_mtime, reverse=True
     )
-    old = [path for path in used[KEPT:] if time.time() - path.stat().st_mtime > KEPT_SECONDS]
+    if shutil.disk_usage(layout.cache).free < LITTLE_DISK:
+        old = used[1:]
+    else:
+        old = [path for path in used[KEPT:] if time.time() - path.stat().st_mtime > KEPT_SECONDS]
     present = set(containers.images(node))
     containers.remove_images(node, [f"localhost/{path.name}" for path in old if f"localhost/{path.name}" in present])
     for path in old:

@@ -47,7 +47,7 @@ def namespace(cluster: Cluster) -> Iterator[str]:
 
 
 def pod(name: str, script: str, **more: Any) -> dict[str, Any]:
-    """A restricted pod that runs a shell script; `volumeMounts` and `resources` are its container's, the rest the pod's."""
+    """A restricted pod with a shell script; `volumeMounts` and `resources` go to its container, the rest to the pod."""
     container: dict[str, Any] = {
         "name": "main",
         "image": BUSYBOX,
