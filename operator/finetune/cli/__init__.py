@@ -1,0 +1,1 @@
+"""The `finetune` command, also `kubectl finetune`: jobs on this machine, and jobs of a cluster."""

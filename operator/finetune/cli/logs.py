@@ -1,0 +1,67 @@
+"""`finetune logs`: what a step printed, without having to know pods and containers."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Annotated, Any
+
+import typer
+
+from finetune.api.contract import CONTAINERS, JOB_LABEL, PROGRESS_PREFIX, STAGE_LABEL, Step
+from finetune.cli.console import err, fail
+from finetune.cli.kubectl import Context, JobName, Kubectl, Namespace, selector
+
+EXAMPLES = """[cyan]kubectl finetune logs my-job[/cyan]   [dim]the step that runs, or ran last[/dim]
+
+[cyan]kubectl finetune logs my-job --step train --follow[/cyan]
+"""
+STAGES = {
+    Step.DOWNLOAD: "prepare",
+    Step.ADD_TOKENS: "prepare",
+    Step.RELOAD: "prepare",
+    Step.LOAD_DATASET: "prepare",
+    Step.TRAIN: "train",
+    Step.SAVE: "save",
+}
+
+
+def logs(
+    name: JobName,
+    step: Annotated[
+        Step | None, typer.Option(help="Which step; the one that runs, or ran last, when absent.", show_default=False)
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the step ends.")] = False,
+    progress: Annotated[bool, typer.Option("--progress", help="Show the progress reports too.")] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Print the log of a step: of its newest pod."""
+    kubectl = Kubectl(namespace, context)
+    labels = {JOB_LABEL: name, **({STAGE_LABEL: STAGES[step]} if step else {})}
+    pods = kubectl.pods(selector(**labels))
+    if not pods:
+        kubectl.job(name)  # says so when there is no such job
+        what = f"pod of the step {step.value}" if step else "pod"
+        fail(f"{name} has no {what} (yet, or any more)", 1, f"kubectl finetune status {name} says where it stands.")
+    pod = pods[-1]
+    container = CONTAINERS[step] if step else _latest(pod)
+    err.print(f"[dim]{pod['metadata']['name']} {container}[/]")
+    command = kubectl.command("logs", pod["metadata"]["name"], "-c", container, *(["--follow"] if follow else []))
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if progress or not line.startswith(PROGRESS_PREFIX.encode()):
+                    typer.echo(line.decode(errors="replace"), nl=False)
+        except KeyboardInterrupt:
+            process.terminate()
+            raise typer.Exit(130) from None
+    raise typer.Exit(process.returncode)
+
+
+def _latest(pod: dict[str, Any]) -> str:
+    """The container that started last."""
+    status = pod.get("status", {})
+    states = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
+    started = [item["name"] for item in states if "running" in item["state"] or "terminated" in item["state"]]
+    return str(started[-1] if started else pod["spec"]["containers"][0]["name"])

@@ -1,0 +1,215 @@
+"""`finetune run`: a job on this machine, without a cluster."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from finetune.api.contract import ExitCode, Step, claims_of
+from finetune.api.spec import FineTuneJobSpec, ModelSource
+from finetune.cli import document, machine
+from finetune.cli.check import InvalidJob, checked
+from finetune.cli.console import err, fail, out, refuse
+from finetune.cli.folder import FolderInUse, WorkFolder
+from finetune.cli.picture import STYLES, TITLES, Line, Picture, State, duration, sparkline
+from finetune.cli.runner import Outcome, Runner, output_place, steps_of
+
+EXAMPLES = """[cyan]finetune run job.yaml[/cyan]   [dim]pvc://CLAIM/PATH is claims/CLAIM/PATH[/dim]
+
+[cyan]finetune run job.yaml --claim corpus=/data/corpus[/cyan]   [dim]a claim that lies elsewhere[/dim]
+
+[cyan]finetune run job.yaml --model ~/models/SmolLM2-135M[/cyan]   [dim]a model that is here already[/dim]
+
+Ctrl-C stops after a checkpoint; the same command goes on from there, and does again only what changed.
+
+Exit codes: 0 done; 64, 65, 66, 78 somebody has to change something; 69, 74 worth trying again; 75 stopped after a
+checkpoint.
+"""
+LOCAL_MODEL = "local-model"
+"""The claim that stands for the folder of --model."""
+
+
+def run(
+    file: Annotated[Path, typer.Argument(help="A YAML file with one or more FineTuneJobs.", show_default=False)],
+    work: Annotated[
+        Path | None, typer.Option(help="Work folder. \\[default: finetune-work/NAME]", show_default=False)
+    ] = None,
+    claims: Annotated[Path, typer.Option(help="Folder whose subfolders are the claims of pvc://CLAIM/PATH.")] = Path(
+        "claims"
+    ),
+    claim: Annotated[
+        list[str] | None,
+        typer.Option(help="Where one claim lies; may be repeated.", metavar="NAME=PATH", show_default=False),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Use this folder instead of spec.model.uri.", show_default=False)
+    ] = None,
+    hf_endpoint: Annotated[
+        str | None, typer.Option(help="A mirror of the Hugging Face hub.", envvar="HF_ENDPOINT", show_default=False)
+    ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(help="The list of tokens.addFrom; else a ConfigMap in FILE.", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Which job, when FILE holds several; else all, in order.", show_default=False)
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier run left in the work folder.")] = False,
+) -> None:
+    """Run a job here: download, add tokens, reload, load data, train, save. No cluster, no root."""
+    try:
+        documents = document.read(file)
+        found = [job for job in document.jobs(documents) if name in (None, job.name)]
+        specs = [(job, checked(job)) for job in found]
+    except (InvalidJob, document.UnreadableFile) as error:
+        refuse(error)
+    if not specs:
+        fail(f"{file} holds no FineTuneJob named {name}", ExitCode.USAGE)
+    places = dict(_claim(text) for text in claim or ())
+    for job, spec in specs:
+        if model:
+            if not model.expanduser().is_dir():
+                fail(f"--model {model} is not a folder", ExitCode.NO_INPUT)
+            places[LOCAL_MODEL] = model.expanduser()
+            spec = spec.model_copy(update={"model": ModelSource(uri=f"pvc://{LOCAL_MODEL}/")})
+        root = (work / job.name if len(specs) > 1 else work) if work else Path("finetune-work") / job.name
+        folder = WorkFolder(root)
+        _require_claims(spec, claims, places)
+        try:
+            with folder.locked(fresh=fresh):
+                _write_tokens(spec, folder, documents, tokens)
+                _run(job, spec, folder, claims, places, hf_endpoint)
+        except FolderInUse as error:
+            fail(str(error), ExitCode.UNAVAILABLE, "Wait for it, or choose another folder with --work.")
+
+
+def _run(
+    job: document.Document,
+    spec: FineTuneJobSpec,
+    folder: WorkFolder,
+    claims: Path,
+    places: dict[str, Path],
+    hf_endpoint: str | None,
+) -> None:
+    metadata = job.content["metadata"]
+    written = folder.write_job(job.name, str(metadata.get("namespace", "default")), spec)
+    where = folder.claims(claims, places, _claims(spec))
+    present = machine.gpus()
+    count = machine.devices(spec, present)
+    if (wanted := machine.wanted_gpus(spec)) > count:
+        device = f"{count} of them" if present else "the CPU"
+        err.print(f"[yellow]note:[/] the job asks for {wanted} GPUs, here are {present}: training uses {device}")
+    extra = {"HF_ENDPOINT": hf_endpoint} if hf_endpoint else {}
+    title = f"[bold]{job.name}[/] in {folder.root}"
+    picture = Picture(title, [Line(step) for step in steps_of(spec)])
+
+    def environment(step: Step) -> dict[str, str]:
+        return folder.environment(step, where, {**extra, **(machine.environment(count) if step == Step.TRAIN else {})})
+
+    if out.is_terminal:
+        with Live(picture, console=out, refresh_per_second=8, transient=True):
+            outcome = Runner(folder, environment, picture, lambda _: None).run()
+    else:
+        outcome = Runner(folder, environment, picture, _print_change).run()
+    _show(picture, outcome)
+    if outcome.code == ExitCode.OK:
+        out.print(f"[bold green]done:[/] the model is in {output_place(spec, folder, where)}", soft_wrap=True)
+        return
+    _explain(outcome, folder, job.file, written.attempt)
+    raise typer.Exit(outcome.code)
+
+
+def _print_change(line: Line) -> None:
+    """What a log file or a CI job sees instead of bars."""
+    if line.state == State.RUNNING:
+        out.print(f"{TITLES[line.step]} ...")
+    else:
+        seconds = duration(line.seconds or 0)
+        out.print(f"{line.state.value} {TITLES[line.step]} ({seconds}): {line.summary}", soft_wrap=True)
+
+
+def _show(picture: Picture, outcome: Outcome) -> None:
+    table = Table(title=Text.from_markup(picture.title), title_justify="left", title_style="", header_style="bold")
+    table.add_column("step", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("result", overflow="fold")
+    for line in picture.lines:
+        mark = Text.assemble((f"{line.state.value} ", STYLES[line.state]), TITLES[line.step])
+        table.add_row(mark, "" if line.seconds is None else duration(line.seconds), line.summary)
+    out.print(table)
+    if len(picture.losses) > 1:
+        out.print(f"[cyan]loss {picture.losses[0]:.4g} → {picture.losses[-1]:.4g}  {sparkline(picture.losses)}[/]")
+    for report in outcome.reports.values():
+        for warning in (report.result or {}).get("warnings") or ():
+            out.print(Text.assemble(("warning: ", "yellow"), str(warning)), soft_wrap=True)
+
+
+def _explain(outcome: Outcome, folder: WorkFolder, file: Path, attempt: int) -> None:
+    if outcome.stopped:
+        again = f"finetune run {shlex.quote(str(file))} ..."
+        err.print(f"[yellow]stopped[/] in attempt {attempt}. The same command goes on from here: [cyan]{again}[/]")
+        return
+    assert outcome.failed is not None and outcome.error is not None
+    if outcome.last_words:
+        log = folder.log(outcome.failed)
+        err.print(Panel(Text(outcome.last_words, style="dim"), title=str(log), title_align="left", border_style="dim"))
+    fail_title = f"{TITLES[outcome.failed]}: {outcome.error.reason}"
+    err.print(Text.assemble(("error: ", "bold red"), (fail_title, "bold")), soft_wrap=True)
+    err.print(Text(outcome.error.message), soft_wrap=True)
+    if outcome.error.hint:
+        err.print(Text.assemble(("hint: ", "bold"), outcome.error.hint), soft_wrap=True)
+
+
+def _claims(spec: FineTuneJobSpec) -> tuple[str, ...]:
+    output = spec.output.uri if spec.output else None
+    return claims_of(spec.model.uri, *(source.uri for source in spec.dataset.sources), output)
+
+
+def _claim(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not (name and separator and path):
+        fail(f"--claim {text}: write NAME=PATH, for example --claim corpus=/data/corpus", ExitCode.USAGE)
+    return name, Path(path).expanduser()
+
+
+def _require_claims(spec: FineTuneJobSpec, claims: Path, places: dict[str, Path]) -> None:
+    """A claim that is read must be there; the one that is written to is made."""
+    for claim in _claims(spec):
+        place = places.get(claim, claims / claim)
+        if spec.output and claims_of(spec.output.uri) == (claim,):
+            place.mkdir(parents=True, exist_ok=True)
+        elif not place.is_dir():
+            fail(
+                f"the claim {claim} is a folder here, and {place} does not exist",
+                ExitCode.NO_INPUT,
+                f"Make it, or say where it is: --claim {claim}=PATH",
+            )
+
+
+def _write_tokens(
+    spec: FineTuneJobSpec, folder: WorkFolder, documents: list[document.Document], tokens: Path | None
+) -> None:
+    if not (spec.tokens and spec.tokens.add_from):
+        return
+    wanted = spec.tokens.add_from.config_map
+    if tokens:
+        try:
+            text: str | None = tokens.read_text()
+        except OSError as error:
+            fail(f"--tokens {tokens}: {error.strerror}", ExitCode.NO_INPUT)
+    else:
+        text = document.config_map_value(documents, wanted.name, wanted.key)
+    if text is None:
+        fail(
+            f"spec.tokens.addFrom: the file has no ConfigMap {wanted.name} with the key {wanted.key}",
+            ExitCode.NO_INPUT,
+            "Put the ConfigMap into the same file (after ---), or name the list with --tokens FILE.",
+        )
+    folder.tokens_file.write_text(text)
