@@ -33,6 +33,7 @@ class Reconciler:
     applier: Applier
     settings: Callable[[], PodSettings]
     metrics: Metrics
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
     last_visit: float = field(default_factory=time.monotonic)
     _errors: Counter[Key] = field(default_factory=Counter)
 
@@ -70,7 +71,7 @@ class Reconciler:
             if observed is None:
                 return
             observed = replace(observed, conflicts=applied.conflicts, refused=applied.refused)
-            now = datetime.now(UTC)
+            now = self.now()
             decision = decide(observed, now, self.settings())
             if decision.again_at is not None:
                 self.queue.add_after(key, (decision.again_at - now).total_seconds() + 0.05)

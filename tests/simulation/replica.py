@@ -1,0 +1,150 @@
+"""The controller's own code (store, decide, apply, reconciler) run against the model server, with crashes and lag."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+from finetune.api import KIND
+from finetune.controller.apply import Applier
+from finetune.controller.metrics import Metrics
+from finetune.controller.observed import stage_of, terminal
+from finetune.controller.queue import WorkQueue
+from finetune.controller.reconciler import Reconciler
+from finetune.controller.stages.pod import PodSettings
+from finetune.controller.store import Store
+from tests.simulation.server import Server
+
+SETTINGS = PodSettings(steps_image="steps:1", train_image="train:1")
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+class Writes:
+    """Passes writes on to the server; dies before or after a chosen one."""
+
+    def __init__(self, server: Server, die_at: int | None = None, *, after: bool = False) -> None:
+        self._server, self._die_at, self._after = server, die_at, after
+        self.count = 0
+
+    async def get(self, path: str) -> dict[str, Any]:
+        return await self._server.get(path)
+
+    async def create(self, path: str, body: Any) -> dict[str, Any]:
+        if body["kind"] == "Event":
+            return dict(body)
+        return await self._write(lambda: self._server.create(path, body))
+
+    async def merge(self, path: str, body: Any) -> dict[str, Any]:
+        return await self._write(lambda: self._server.merge(path, body))
+
+    async def apply(self, path: str, body: Any, manager: str) -> dict[str, Any]:
+        return await self._write(lambda: self._server.apply(path, body, manager))
+
+    async def delete(self, path: str, uid: str) -> None:
+        await self._write(lambda: self._server.delete(path, uid))
+
+    async def _write(self, write: Callable[[], Any]) -> Any:
+        self.count += 1
+        dying = self.count == self._die_at
+        if dying and not self._after:
+            raise Crash
+        answer = await write()
+        if dying:
+            raise Crash
+        return answer
+
+
+class Operator:
+    """One process of the operator: born with a complete list, fed by a watch that may lag."""
+
+    def __init__(self, server: Server, writes: Writes | None = None) -> None:
+        self.server = server
+        self.writes = writes or Writes(server)
+        self.store = Store()
+        for item in server.objects.values():
+            self.store.feed(item)
+        self._seen = len(server.changes)
+        self._reconciler = Reconciler(
+            self.store,
+            WorkQueue(),
+            Applier(self.writes, self.store),
+            lambda: SETTINGS,
+            Metrics(),
+            now=lambda: server.now,
+        )
+
+    def watch(self, most: int | None = None) -> None:
+        """Take in the next changes; all of them, or at most so many."""
+        changes = self.server.changes[self._seen :][:most]
+        self._seen += len(changes)
+        for change, item in changes:
+            metadata = item["metadata"]
+            if change == "DELETED":
+                self.store.remove(item["kind"], metadata["namespace"], metadata["name"], metadata["uid"])
+            else:
+                self.store.feed(item)
+
+    async def visit(self) -> None:
+        for job in list(self.store.jobs()):
+            await self._reconciler.visit((job["metadata"]["namespace"], job["metadata"]["name"]))
+        await self._reconciler.applier.drain()
+
+
+def finished(server: Server) -> bool:
+    return all(job.get("status", {}).get("phase") in ("Complete", "Failed") for job in server.all(KIND))
+
+
+def check(server: Server) -> None:
+    """What must hold at every moment."""
+    training = [pod for pod in server.all("Pod") if stage_of(pod) == "train" and not terminal(pod)]
+    assert len(training) <= 1, "two training pods at the same time"
+    running = [pod for pod in server.all("Pod") if "running" in str(pod["status"].get("states")) and not terminal(pod)]
+    assert len({pod["metadata"]["labels"]["finetune.dev/job-uid"] for pod in running}) <= 1, "a former job still runs"
+    for uid, stage in set(server.succeeded):
+        assert server.succeeded.count((uid, stage)) == 1, f"{stage} of {uid} ran again after it was done"
+
+
+def outcome(server: Server, name: str = "tune") -> dict[str, Any]:
+    """The end state, as far as it does not depend on when things happened."""
+    status = server.objects[KIND, name]["status"]
+    return {
+        "phase": status["phase"],
+        "conditions": {item["type"]: (item["status"], item["reason"]) for item in status["conditions"]},
+        "attempts": {key: status["attempts"][key] for key in ("count", "failures", "preemptions")},
+        "history": [(item["stage"], item["number"], item["outcome"]) for item in status["attempts"]["history"]],
+        "training": status.get("training"),
+        "children": sorted(f"{kind}/{name}" for kind, name in server.objects if kind not in ("Pod", KIND)),
+    }
+
+
+async def run(
+    server: Server,
+    writes: Writes | None = None,
+    *,
+    lag: random.Random | None = None,
+    script: Callable[[Server, int], None] = lambda server, second: None,
+    until: Callable[[Server], bool] = finished,
+    seconds: int = 2_000,
+) -> None:
+    """Let the operator and the cluster run until the jobs are finished; a crashed operator starts again."""
+    operator = Operator(server, writes)
+    for second in range(seconds):
+        script(server, second)
+        server.tick()
+        check(server)
+        operator.watch(lag.choice((0, 0, 1, 2, 50)) if lag else None)
+        try:
+            if lag is None or lag.random() < 0.7:
+                await operator.visit()
+        except Crash:
+            operator = Operator(server)
+        check(server)
+        if until(server):
+            return
+        await asyncio.sleep(0)
+    raise AssertionError(f"not finished after {seconds} s: {server.all(KIND)}")

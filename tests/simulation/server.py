@@ -1,0 +1,320 @@
+"""A model of the API server with the Job controller, the garbage collector and kubelets, as far as jobs meet them.
+
+It keeps the rules that the design relies on: names are unique, UIDs and resourceVersions are checked, deletion takes
+its time, suspended Jobs lose their pods without counting them, one terminal pod decides a Job. Time is a counter.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from finetune.api import API_VERSION, KIND
+from finetune.api.contract import CONTAINERS, Step
+from finetune.controller.observed import stage_of
+from finetune.controller.resources import EVENTS, WATCHED
+from finetune.controller.rest import ApiError
+from finetune.controller.settings import PROGRESS_MANAGER
+from tests.builders import NOW, STEPS, FineTuneJob, stamp
+
+TOTAL_STEPS = 4
+Fate = Callable[[dict[str, Any], Step], str]
+"""What becomes of a pod's step: ok, crash, unavailable, user-error, oom, preempt, evict or lost."""
+
+_CODES = {"crash": 1, "unavailable": 69, "user-error": 65, "oom": 137, "preempt": 75, "evict": 75, "lost": 137}
+_KINDS = {resource.plural: resource.kind for resource in (*WATCHED, EVENTS)}
+
+
+class Server:
+    """Objects, and what the cluster does to them by itself."""
+
+    def __init__(self, fate: Fate = lambda pod, step: "ok") -> None:
+        self.objects: dict[tuple[str, str], dict[str, Any]] = {}
+        self.changes: list[tuple[str, dict[str, Any]]] = []
+        """Watch events since the start, in order."""
+
+        self.now = NOW
+        self.fate = fate
+        self.checkpoints: dict[str, int] = {}
+        self.started: list[tuple[str, str, str]] = []
+        self.succeeded: list[tuple[str, str]] = []
+        self._serial = 0
+
+    # --- the API
+
+    async def get(self, path: str) -> dict[str, Any]:
+        kind, name, _ = _place(path)
+        return copy.deepcopy(self._found(kind, name))
+
+    async def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        kind = body["kind"]
+        key = (kind, body["metadata"]["name"])
+        if key in self.objects:
+            raise ApiError(409, "AlreadyExists", f"{key} already exists")
+        return copy.deepcopy(self._add(copy.deepcopy(dict(body))))
+
+    async def merge(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        kind, name, _ = _place(path)
+        item = self._found(kind, name)
+        if body["metadata"]["uid"] != item["metadata"]["uid"]:
+            raise ApiError(409, "Conflict", "uid")
+        item["spec"] |= body["spec"]
+        return copy.deepcopy(self._changed(item))
+
+    async def apply(self, path: str, body: Mapping[str, Any], manager: str) -> dict[str, Any]:
+        kind, name, subresource = _place(path)
+        assert (kind, subresource) == (KIND, "status")
+        item = self._found(kind, name)
+        metadata = body["metadata"]
+        if metadata["uid"] != item["metadata"]["uid"]:
+            raise ApiError(409, "Conflict", "the UID is another one")
+        if metadata.get("resourceVersion", item["metadata"]["resourceVersion"]) != item["metadata"]["resourceVersion"]:
+            raise ApiError(409, "Conflict", "the object has been modified")
+        status = item.setdefault("status", {})
+        mine = (lambda key: key == "progress") if manager == PROGRESS_MANAGER else (lambda key: key != "progress")
+        written = json.loads(json.dumps(body["status"]))
+        assert all(mine(key) for key in written)
+        item["status"] = {key: value for key, value in status.items() if not mine(key)} | written
+        return copy.deepcopy(self._changed(item))
+
+    async def delete(self, path: str, uid: str) -> None:
+        kind, name, _ = _place(path)
+        item = self.objects.get((kind, name))
+        if item is not None and item["metadata"]["uid"] == uid:
+            self._delete(item)
+
+    # --- the user
+
+    def submit(self, job: FineTuneJob) -> dict[str, Any]:
+        return self._add({**job.build()})
+
+    def edit(self, name: str, **spec: Any) -> None:
+        item = self._found(KIND, name)
+        item["spec"] |= spec
+        item["metadata"]["generation"] += 1
+        self._changed(item)
+
+    def remove(self, name: str) -> None:
+        self._delete(self._found(KIND, name))
+
+    def all(self, kind: str) -> list[dict[str, Any]]:
+        return [item for (which, _), item in self.objects.items() if which == kind]
+
+    # --- the cluster
+
+    def tick(self) -> None:
+        """A second passes; whatever the cluster does by itself, it does."""
+        self.now += timedelta(seconds=1)
+        for job in list(self.all("Job")):
+            self._job_controller(job)
+        for pod in list(self.all("Pod")):
+            self._kubelet(pod)
+        self._collect_garbage()
+
+    def _job_controller(self, job: dict[str, Any]) -> None:
+        uid = job["metadata"]["uid"]
+        pods = [pod for pod in self.all("Pod") if pod["metadata"]["ownerReferences"][0]["uid"] == uid]
+        status = job.setdefault("status", {})
+        if "deletionTimestamp" in job["metadata"] or status.get("conditions"):
+            return
+        for pod in pods:
+            phase = pod["status"]["phase"]
+            if phase == "Succeeded":
+                status["conditions"] = [{"type": "Complete", "status": "True"}]
+            elif phase == "Failed" and not pod["metadata"].get("uncounted"):
+                status["conditions"] = [{"type": "Failed", "status": "True", **_policy(job, pod)}]
+            if status.get("conditions"):
+                self._changed(job)
+                return
+        alive = [pod for pod in pods if pod["status"]["phase"] in ("Pending", "Running")]
+        if job["spec"].get("suspend"):
+            for pod in alive:
+                pod["metadata"]["uncounted"] = True
+                self._terminate(pod)
+        elif not alive and not any("deletionTimestamp" in pod["metadata"] for pod in pods):
+            self._new_pod(job)
+
+    def _new_pod(self, job: dict[str, Any]) -> None:
+        template = job["spec"]["template"]
+        owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"], "controller": True}
+        self._serial += 1
+        self._add(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": f"{job['metadata']['name']}-{self._serial}",
+                    "namespace": job["metadata"]["namespace"],
+                    "labels": dict(template["metadata"]["labels"]),
+                    "ownerReferences": [{**owner, "uid": job["metadata"]["uid"]}],
+                },
+                "spec": {"claim": template["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]},
+                "status": {"phase": "Pending"},
+            }
+        )
+
+    def _kubelet(self, pod: dict[str, Any]) -> None:
+        status, metadata = pod["status"], pod["metadata"]
+        steps = STEPS[stage_of(pod)]
+        if status["phase"] in ("Succeeded", "Failed"):
+            if "deletionTimestamp" in metadata:
+                self._drop(pod)
+            return
+        states = status.setdefault("states", {})
+        running = next((step for step in steps if "running" in states.get(step, {})), None)
+        if "deletionTimestamp" in metadata:
+            if self.now >= datetime.fromisoformat(metadata["deletionTimestamp"]):
+                self._end(pod, running or steps[0], "preempt" if running else "crash")
+                if metadata.get("uncounted"):
+                    self._drop(pod)
+            return
+        if ("PersistentVolumeClaim", pod["spec"]["claim"]) not in self.objects:
+            return
+        if running is None:
+            step = next(step for step in steps if step not in states)
+            states[step] = {"running": {}}
+            status["phase"] = "Running"
+            self.started.append((metadata["labels"]["finetune.dev/job-uid"], stage_of(pod), metadata["name"]))
+            self._show(pod)
+            return
+        fate = self.fate(pod, running)
+        if fate == "ok" and running == Step.TRAIN:
+            claim = self.objects["PersistentVolumeClaim", pod["spec"]["claim"]]["metadata"]["uid"]
+            self.checkpoints[claim] = self.checkpoints.get(claim, 0) + 1
+            if self.checkpoints[claim] < TOTAL_STEPS:
+                return
+        self._end(pod, running, fate)
+
+    def _end(self, pod: dict[str, Any], step: Step, fate: str) -> None:
+        status = pod["status"]
+        stage, uid = stage_of(pod), pod["metadata"]["labels"]["finetune.dev/job-uid"]
+        code = _CODES.get(fate, 0)
+        report: dict[str, Any] = {"step": step.value}
+        if fate == "user-error":
+            report["error"] = {"reason": "BadRow", "message": "column x is missing", "hint": "name another"}
+        elif step == Step.TRAIN:
+            claim = self.objects.get(("PersistentVolumeClaim", pod["spec"]["claim"]))
+            done = self.checkpoints.get(claim["metadata"]["uid"], 0) if claim else 0
+            report |= {"result": {"steps": done, "checkpoint": {"step": done}}}
+        else:
+            report["result"] = {}
+        terminated: dict[str, Any] = {"exitCode": code, "finishedAt": stamp(self.now)}
+        terminated["message"] = "" if fate in ("crash", "oom", "lost") else json.dumps(report)
+        if fate == "oom":
+            terminated["reason"] = "OOMKilled"
+        status["states"][step] = {"terminated": terminated}
+        if code:
+            status["phase"] = "Failed"
+        elif step == STEPS[stage][-1]:
+            status["phase"] = "Succeeded"
+            self.succeeded.append((uid, stage))
+        if fate in ("evict", "lost"):
+            reason = "EvictionByEvictionAPI" if fate == "evict" else "DeletionByTaintManager"
+            status["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": reason, "message": fate}]
+        self._show(pod)
+
+    def _show(self, pod: dict[str, Any]) -> None:
+        steps = STEPS[stage_of(pod)]
+        shown = [
+            {"name": CONTAINERS[step], "state": pod["status"]["states"].get(step, {"waiting": {"reason": "Waiting"}})}
+            for step in steps
+        ]
+        pod["status"] |= {"initContainerStatuses": shown[:-1], "containerStatuses": shown[-1:]}
+        self._changed(pod)
+
+    def _terminate(self, pod: dict[str, Any]) -> None:
+        if "deletionTimestamp" not in pod["metadata"]:
+            pod["metadata"]["deletionTimestamp"] = stamp(self.now + timedelta(seconds=3))
+            self._changed(pod)
+
+    def _collect_garbage(self) -> None:
+        uids = {item["metadata"]["uid"] for item in self.objects.values()}
+        for item in list(self.objects.values()):
+            owners = item["metadata"].get("ownerReferences")
+            if owners and owners[0]["uid"] not in uids:
+                self._delete(item)
+        used = {pod["spec"]["claim"] for pod in self.all("Pod") if pod["status"]["phase"] in ("Pending", "Running")}
+        for claim in self.all("PersistentVolumeClaim"):
+            if "deletionTimestamp" in claim["metadata"] and claim["metadata"]["name"] not in used:
+                self._drop(claim)
+
+    def _delete(self, item: dict[str, Any]) -> None:
+        if item["kind"] == "Pod":
+            if item["status"]["phase"] in ("Succeeded", "Failed"):
+                self._drop(item)
+            else:
+                self._terminate(item)
+        elif item["kind"] == "PersistentVolumeClaim":
+            if "deletionTimestamp" not in item["metadata"]:
+                item["metadata"]["deletionTimestamp"] = stamp(self.now)
+                self._changed(item)
+        else:
+            self._drop(item)
+
+    def _found(self, kind: str, name: str) -> dict[str, Any]:
+        if (kind, name) not in self.objects:
+            raise ApiError(404, "NotFound", f"{kind} {name} not found")
+        return self.objects[kind, name]
+
+    def _add(self, item: dict[str, Any]) -> dict[str, Any]:
+        self._serial += 1
+        metadata = item["metadata"]
+        metadata.setdefault("uid", f"uid-{self._serial}")
+        metadata["creationTimestamp"] = stamp(self.now)
+        self.objects[item["kind"], metadata["name"]] = item
+        return self._changed(item)
+
+    def _changed(self, item: dict[str, Any]) -> dict[str, Any]:
+        self._serial += 1
+        item["metadata"]["resourceVersion"] = str(self._serial)
+        self.changes.append(("MODIFIED", copy.deepcopy(item)))
+        return item
+
+    def _drop(self, item: dict[str, Any]) -> None:
+        self.objects.pop((item["kind"], item["metadata"]["name"]), None)
+        self._serial += 1
+        gone = copy.deepcopy(item)
+        gone["metadata"]["resourceVersion"] = str(self._serial)
+        self.changes.append(("DELETED", gone))
+
+
+def _policy(job: dict[str, Any], pod: dict[str, Any]) -> dict[str, str]:
+    """What the Job controller writes about a pod that failed, by the Job's podFailurePolicy."""
+    ended = [
+        (status["name"], status["state"]["terminated"]["exitCode"])
+        for status in (*pod["status"].get("initContainerStatuses", ()), *pod["status"].get("containerStatuses", ()))
+        if status["state"].get("terminated", {}).get("exitCode")
+    ]
+    disrupted = any(condition["type"] == "DisruptionTarget" for condition in pod["status"].get("conditions", ()))
+    for index, rule in enumerate(job["spec"]["podFailurePolicy"]["rules"]):
+        if "onPodConditions" in rule and disrupted:
+            message = f"Pod x/y has condition DisruptionTarget matching FailJob rule at index {index}"
+            return {"reason": "PodFailurePolicy", "message": message}
+        for name, code in ended:
+            if code in rule.get("onExitCodes", {}).get("values", ()):
+                message = f"Container {name} for pod x/y failed with exit code {code} matching FailJob rule at index"
+                return {"reason": "PodFailurePolicy", "message": f"{message} {index}"}
+    return {"reason": "BackoffLimitExceeded", "message": "Job has reached the specified backoff limit"}
+
+
+def _place(path: str) -> tuple[str, str, str]:
+    parts = path.split("/")
+    rest = parts[parts.index("namespaces") + 2 :]
+    return _KINDS[rest[0]], rest[1] if len(rest) > 1 else "", rest[2] if len(rest) > 2 else ""
+
+
+def random_fates(random: random.Random, bad: float) -> Fate:
+    """Fates that go wrong with a probability, never as a user error."""
+    kinds = ("crash", "unavailable", "oom", "preempt", "evict", "lost")
+
+    def fate(pod: dict[str, Any], step: Step) -> str:
+        return random.choice(kinds) if random.random() < bad else "ok"
+
+    return fate
+
+
+__all__ = ["API_VERSION", "Fate", "Server", "random_fates"]

@@ -1,0 +1,162 @@
+"""The operator may die between any two writes, read late, and meet every fate of pods: jobs end as if nothing were."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from finetune.api import KIND
+from finetune.api.contract import Step
+from tests.builders import FineTuneJob
+from tests.simulation.replica import Operator, Writes, outcome, run
+from tests.simulation.server import Server, random_fates
+
+
+def scripted(fates: dict[tuple[str, int], str]):
+    """The n-th end of a step has that fate; all others go well."""
+    counts: dict[str, int] = {}
+
+    def fate(pod, step):
+        counts[step] = counts.get(step, 0) + 1
+        return fates.get((step, counts[step]), "ok")
+
+    return fate
+
+
+FATES = {
+    "undisturbed": {},
+    "preempted in mid-training": {(Step.TRAIN, 2): "evict"},
+    "crashed twice while training": {(Step.TRAIN, 1): "crash", (Step.TRAIN, 2): "oom"},
+    "store unavailable while preparing": {(Step.DOWNLOAD, 1): "unavailable"},
+    "bad data": {(Step.LOAD_DATASET, 1): "user-error"},
+    "node lost while saving": {(Step.SAVE, 1): "lost"},
+}
+
+
+@pytest.mark.parametrize("name", FATES)
+async def test_a_crash_at_any_write_changes_nothing(name):
+    fates = FATES[name]
+    server = Server(scripted(fates))
+    server.submit(FineTuneJob())
+    writes = Writes(server)
+    await run(server, writes)
+    expected = outcome(server)
+    assert expected["phase"] == ("Failed" if name == "bad data" else "Complete")
+    for crash in range(1, writes.count + 1):
+        for after in (False, True):
+            server = Server(scripted(fates))
+            server.submit(FineTuneJob())
+            await run(server, Writes(server, crash, after=after))
+            assert outcome(server) == expected, f"died {'after' if after else 'before'} write {crash}"
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_whatever_befalls_the_pods_and_however_late_the_watch_is_the_job_completes(seed):
+    rng = random.Random(seed)
+    server = Server(random_fates(rng, bad=0.15))
+    server.submit(FineTuneJob().with_spec(retry={"limit": 100}))
+    await run(server, Writes(server, rng.randrange(1, 60), after=rng.random() < 0.5), lag=rng)
+    status = server.objects[KIND, "tune"]["status"]
+    assert status["phase"] == "Complete"
+    assert status["training"]["steps"] == 4
+    assert status["attempts"]["count"] == len({n for u, s, n in server.started if s == "train"})
+
+
+@pytest.mark.parametrize("workspace", ["the job's own", "the user's"])
+@pytest.mark.parametrize("seed", range(15))
+async def test_deleted_and_applied_again_under_the_same_name_the_new_job_waits_and_runs_clean(seed, workspace):
+    rng = random.Random(seed)
+    moment = rng.randrange(1, 18)
+    server = Server(random_fates(rng, bad=0.05))
+    spec = {"retry": {"limit": 100}}
+    if workspace == "the user's":
+        spec["workspace"] = {"claimName": "mine"}
+        claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "mine", "namespace": "team"}}
+        await server.create("", claim)
+    server.submit(FineTuneJob(uid="first").with_spec(**spec))
+
+    def script(server: Server, second: int) -> None:
+        if second == moment:
+            server.remove("tune")
+            server.submit(FineTuneJob(uid="second").with_spec(**spec))
+
+    await run(server, lag=rng if seed % 2 else None, script=script, until=lambda server: _complete(server, "second"))
+    for _ in range(20):
+        server.tick()
+    owners = {
+        item["metadata"]["ownerReferences"][0]["uid"]
+        for item in server.objects.values()
+        if item["metadata"].get("ownerReferences") and item["kind"] != "Pod"
+    }
+    assert owners == {"second"}
+    assert [stage for uid, stage in server.succeeded if uid == "second"] == ["prepare", "train", "save"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_suspended_and_resumed_at_any_time_the_job_completes(seed):
+    rng = random.Random(seed)
+    first, second = sorted(rng.sample(range(1, 40), 2))
+    server = Server()
+    server.submit(FineTuneJob())
+
+    def script(server: Server, now: int) -> None:
+        if now == first:
+            server.edit("tune", suspend=True)
+        if now == second:
+            server.edit("tune", suspend=False)
+
+    def over(server: Server) -> bool:
+        return _complete(server, "job-1")
+
+    await run(server, lag=rng if seed % 2 else None, script=script, until=over)
+
+
+async def test_while_suspended_nothing_runs_and_the_same_job_goes_on_afterwards():
+    server = Server()
+    server.submit(FineTuneJob())
+    await run(server, until=lambda server: any(stage == "train" for _, stage, _ in server.started))
+    server.edit("tune", suspend=True)
+    await run(server, until=lambda server: server.objects[KIND, "tune"]["status"]["phase"] == "Suspended", seconds=20)
+    assert not [pod for pod in server.all("Pod") if pod["status"]["phase"] in ("Pending", "Running")]
+    server.edit("tune", suspend=False)
+    await run(server)
+    assert outcome(server)["attempts"]["count"] == 1
+    assert outcome(server)["phase"] == "Complete"
+
+
+async def test_a_job_deleted_while_the_operator_is_down_leaves_nothing():
+    server = Server()
+    server.submit(FineTuneJob())
+    await run(server, until=lambda server: any(stage == "train" for _, stage, _ in server.started))
+    server.remove("tune")
+    for _ in range(20):
+        server.tick()
+    assert server.objects == {}
+
+
+async def test_a_foreign_object_of_the_childs_name_holds_the_job_up_until_it_is_gone():
+    server = Server()
+    foreign = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "tune-work", "namespace": "team"},
+    }
+    await server.create("", foreign)
+    server.submit(FineTuneJob())
+    operator = Operator(server)
+    for _ in range(5):
+        server.tick()
+        operator.watch()
+        await operator.visit()
+    status = server.objects[KIND, "tune"]["status"]
+    assert "waiting for PersistentVolumeClaim tune-work that is not the operator's" in status["message"]
+    assert not server.all("Job")
+    server.objects.pop(("PersistentVolumeClaim", "tune-work"))
+    await run(server)
+    assert outcome(server)["phase"] == "Complete"
+
+
+def _complete(server: Server, uid: str) -> bool:
+    job = server.objects.get((KIND, "tune"))
+    return bool(job and job["metadata"]["uid"] == uid and job.get("status", {}).get("phase") == "Complete")
