@@ -117,9 +117,12 @@ class Cluster:
         return build(self, name)
 
     def load_image(self, image: str, number: int) -> None:
-        """Copies an image from the first node to another, unless it is there."""
+        """Copies an image from the first node to another, unless it is there; former versions of it go."""
         target = self.layout.node(number)
-        if image not in containers.images(target):
+        present = containers.images(target)
+        if image not in present:
+            repository = image.rsplit(":", 1)[0]
+            containers.remove_images(target, [name for name in present if name.rsplit(":", 1)[0] == repository])
             containers.copy_image(self.layout.node(1), target, image)
 
     def running(self) -> bool:
