@@ -1,0 +1,211 @@
+"""Where rows come from: files in a claim, or a dataset on a hub, opened by `datasets` itself.
+
+Splits, slices, configurations and file layouts therefore mean what they mean there. What this module adds is the
+translation of everything that can go wrong into an error that names the field and the remedy.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from finetune.api.contract import ExitCode, Layout
+from finetune.api.spec import DatasetSource
+from finetune.steps.failure import StepFailure
+
+BUILDERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+"""The builder of `datasets` for a file, by the end of its name."""
+
+HUB = "hf://datasets/"
+
+
+def prepare_environment(cache: Path) -> None:
+    """Let the hub's libraries keep their files in `cache`: a pod's root is read-only, and its home may be nowhere.
+    To be called before they are imported."""
+    os.environ.setdefault("HF_HOME", str(cache))
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def identity(source: DatasetSource, layout: Layout) -> dict[str, Any]:
+    """What the rows depend on. Files in a claim may change under the same name: their sizes and times belong to it."""
+    description = source.wire()
+    if source.uri.startswith("pvc://"):
+        place = layout.claim_path(source.uri)
+        files = sorted(place.rglob("*")) if place.is_dir() else [place]
+        description["files"] = [
+            [str(path.relative_to(place)), path.stat().st_size, path.stat().st_mtime_ns]
+            for path in files
+            if path.is_file()
+        ]
+    return description
+
+
+def opened(source: DatasetSource, layout: Layout, cache: Path, field: str) -> Any:
+    """The rows of the source's split as a `datasets.Dataset`, memory-mapped. `field` is its place in the spec."""
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    builder = None
+    try:
+        builder = datasets.load_dataset_builder(
+            **_location(source, layout, field), name=source.subset, cache_dir=str(cache)
+        )
+        builder.download_and_prepare()
+        rows = builder.as_dataset(split=source.split)
+    except DatasetNotFoundError as error:
+        gated = "gated" in str(error).lower()
+        raise StepFailure(
+            ExitCode.NO_INPUT,
+            "DatasetGated" if gated else "DatasetNotFound",
+            f"{field}.uri: {source.uri} at revision {source.revision}: {_first_line(error)}",
+            "Accept its conditions and put a Secret with HF_TOKEN into spec.credentials."
+            if gated
+            else "Check the name and the revision; a private dataset needs a Secret with HF_TOKEN in spec.credentials.",
+        ) from error
+    except StepFailure:
+        raise
+    except HfHubHTTPError as error:
+        raise _unreachable(source, field, error) from error
+    except Exception as error:
+        raise _failure(error, builder, source, field) from error
+    if len(rows) == 0:
+        raise _empty(source, field)
+    return rows
+
+
+def _location(source: DatasetSource, layout: Layout, field: str) -> dict[str, Any]:
+    if source.uri.startswith(HUB):
+        return {"path": source.uri.removeprefix(HUB), "revision": source.revision}
+    place = layout.claim_path(source.uri)
+    if place.is_dir():
+        return {"path": str(place)}
+    if not place.exists():
+        raise StepFailure(
+            ExitCode.NO_INPUT,
+            "DatasetNotFound",
+            f"{field}.uri: {source.uri} does not exist",
+            f"The claim holds: {', '.join(_neighbours(place)) or 'nothing'}.",
+        )
+    suffix = next((suffix for suffix in reversed(place.suffixes) if suffix != ".gz"), "")
+    if suffix not in BUILDERS:
+        raise StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "UnknownFormat",
+            f"{field}.uri: {source.uri} does not end in one of {', '.join(BUILDERS)}",
+            "Convert the file, or rename it.",
+        )
+    location: dict[str, Any] = {"path": BUILDERS[suffix], "data_files": str(place)}
+    if location["path"] == "csv":
+        location |= _cells_as_text(place, "\t" if suffix == ".tsv" else ",")
+    return location
+
+
+def _cells_as_text(place: Path, separator: str) -> dict[str, Any]:
+    """How to read a CSV file without guessing at types: "007", "1.50" and "NA" stay what they are."""
+    import datasets
+
+    with (gzip.open if place.suffix == ".gz" else open)(place, "rt", newline="", encoding="utf-8") as file:
+        columns = next(csv.reader(file, delimiter=separator), [])
+    features = datasets.Features({column: datasets.Value("string") for column in columns})
+    return {"sep": separator, "features": features, "keep_default_na": False}
+
+
+def _neighbours(place: Path) -> list[str]:
+    """What lies in the nearest folder that exists, to help against a typing error."""
+    folder = next((parent for parent in place.parents if parent.is_dir()), None)
+    return sorted(path.name for path in folder.iterdir())[:20] if folder else []
+
+
+def _failure(error: Exception, builder: Any, source: DatasetSource, field: str) -> Exception:
+    """The failure that something which `datasets` raised amounts to; by its words where it has no class for it."""
+    causes = list(_causes(error))
+    if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
+        return _empty(source, field)
+    text = " | ".join(str(cause) for cause in causes)
+    if any(isinstance(cause, OSError) and cause.errno is not None for cause in causes):
+        return next(cause for cause in causes if isinstance(cause, OSError) and cause.errno is not None)
+    if isinstance(error, ConnectionError) or any("httpx" in type(cause).__module__ for cause in causes):
+        return _unreachable(source, field, error)
+    if "nknown split" in text or "nrecognized instruction format" in text:
+        return StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "UnknownSplit",
+            f"{field}.split: {source.split}: {_first_line(error)}",
+            "Name a split that the dataset has.",
+        )
+    if "BuilderConfig" in text or "Config name is missing" in text:
+        return StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "UnknownSubset",
+            f"{field}.subset: {source.subset}: {_first_line(error)}",
+            "Name one of the dataset's configurations.",
+        )
+    if builder is None:
+        return StepFailure(
+            ExitCode.NO_INPUT,
+            "DatasetNotFound",
+            f"{field}.uri: {source.uri}: {_first_line(error)}",
+            "The place must hold JSONL, JSON, CSV or Parquet files.",
+        )
+    place = _malformed_line(builder)
+    return StepFailure(
+        ExitCode.BAD_DATA,
+        "MalformedRow",
+        f"{field}.uri: {source.uri}: {place or _first_line(causes[1] if len(causes) > 1 else error)}",
+        "Mend the file.",
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _malformed_line(builder: Any) -> str | None:
+    """The first line of a JSONL file that is no JSON object: the readers underneath count in blocks, not in lines."""
+    import fsspec
+
+    if type(builder).__name__ != "Json":
+        return None
+    for path in (str(path) for paths in (builder.config.data_files or {}).values() for path in paths):
+        if ".jsonl" not in path and ".ndjson" not in path:
+            continue
+        with fsspec.open(path, "rb", compression="infer") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    if line.strip() and not isinstance(json.loads(line), dict):
+                        return f"line {number} of {Path(path).name} is no JSON object"
+                except ValueError as error:
+                    return f"line {number} of {Path(path).name}: {error}"
+    return None
+
+
+def _empty(source: DatasetSource, field: str) -> StepFailure:
+    return StepFailure(
+        ExitCode.BAD_DATA,
+        "EmptyDataset",
+        f"{field}: {source.uri} has no rows in {source.split}",
+        "Check the file and the split.",
+    )
+
+
+def _unreachable(source: DatasetSource, field: str, error: Exception) -> StepFailure:
+    return StepFailure(
+        ExitCode.UNAVAILABLE,
+        "HubUnavailable",
+        f"{field}.uri: {source.uri}: {_first_line(error)}",
+        "The operator tries again.",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,170 @@
+"""`finetune-step load-dataset`: rows in, token ids and labels out, so that GPU time is not spent on tokenising.
+
+Memory stays bounded whatever the dataset's size: rows are read from a memory map, a batch at a time, and written as
+they are encoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
+from finetune.api.spec import DatasetSource
+from finetune.steps.base import base_model
+from finetune.steps.dataset.rows import Example, Format, MalformedRow, recognised
+from finetune.steps.dataset.sources import identity, opened, prepare_environment
+from finetune.steps.dataset.template import templated
+from finetune.steps.failure import StepFailure
+from finetune.steps.progress import Progress
+from finetune.steps.staging import publish
+
+BATCH = 256
+"""Rows that are tokenised together."""
+
+SOURCE = "spec.dataset.sources[0]"
+
+log = logging.getLogger(__name__)
+
+
+def run(job: StepJob, layout: Layout) -> StepReport:
+    """Write `dataset/train` and, if rows are held out, `dataset/validation`; report what they hold."""
+    model = base_model(layout)
+    inputs = {
+        "source": identity(job.spec.dataset.sources[0], layout),
+        "dataset": job.spec.dataset.wire(),
+        "objective": job.spec.training.objective,
+        "seed": job.spec.training.seed,
+        "created": job.created,
+        "tokenizer": _tokenizer_digest(model),
+        "tokens": job.spec.tokens and job.spec.tokens.wire(),
+    }
+    result = publish(layout.dataset, inputs, lambda folder: _write(job, layout, model, folder))
+    return StepReport(step=Step.LOAD_DATASET, result=result)
+
+
+def _write(job: StepJob, layout: Layout, model: Path, folder: Path) -> dict[str, Any]:
+    cache = folder / ".source"
+    prepare_environment(cache)
+    from transformers import AutoTokenizer
+
+    from finetune.steps.dataset.encode import Encoder
+    from finetune.steps.dataset.write import DatasetWriter
+
+    dataset, training = job.spec.dataset, job.spec.training
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    _must_be_fast(tokenizer)
+    rows = opened(dataset.sources[0], layout, cache, SOURCE)
+    row_format = _format(job, rows.column_names)
+    log.info("%d rows in the format %s", len(rows), row_format.name)
+    encoder = Encoder(tokenizer, job.created, training.objective, dataset.max_length)
+    parts = _parts(rows, dataset.validation.fraction, training.seed)
+    hasher, written, read = hashlib.sha256(), {}, 0
+    with Progress(Step.LOAD_DATASET, "row") as progress:
+        for name, part in parts.items():
+            shutil.rmtree(folder / name, ignore_errors=True)
+            with DatasetWriter(folder / name, len(tokenizer), hasher) as writer:
+                for start in range(0, len(part), BATCH):
+                    try:
+                        writer.write(encoder.encode(_examples(part[start : start + BATCH], row_format)))
+                    except MalformedRow as error:
+                        raise _malformed(dataset.sources[0], part, start + error.index, error) from error
+                    progress.update(read + min(start + BATCH, len(part)), len(rows))
+            read += len(part)
+            written[name] = writer
+    train, validation = written["train"], written.get("validation")
+    if not train.examples:
+        raise StepFailure(
+            ExitCode.BAD_DATA,
+            "NothingToTrainOn",
+            f"spec.dataset: none of the {len(parts['train'])} rows gives an example with a learned token within "
+            f"maxLength {dataset.max_length}",
+            "Raise spec.dataset.maxLength, or check what the rows hold.",
+        )
+    shutil.rmtree(cache, ignore_errors=True)
+    return {
+        "examples": train.examples,
+        "validationExamples": validation.examples if validation else 0,
+        "tokens": train.tokens,
+        "trainedTokens": train.learned,
+        "truncated": encoder.counts.truncated,
+        "dropped": encoder.counts.dropped,
+        "unusedTokens": [token for token, used in _new_tokens(job, tokenizer, train.seen) if not used],
+        "digest": hasher.hexdigest(),
+    }
+
+
+def _format(job: StepJob, columns: list[str]) -> Format:
+    source = job.spec.dataset.sources[0]
+    if source.template:
+        return templated(source.template, columns, f"{SOURCE}.template")
+    return recognised(columns, SOURCE)
+
+
+def _parts(rows: Any, fraction: float, seed: int) -> dict[str, Any]:
+    """Training rows and held-out rows: the same that `train_test_split` gives with this seed."""
+    if not fraction:
+        return {"train": rows}
+    try:
+        parts = rows.train_test_split(test_size=fraction, seed=seed)
+    except ValueError as error:
+        raise StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "TooFewRows",
+            f"spec.dataset.validation.fraction: {fraction} of {len(rows)} rows leaves nothing to train on",
+            "Lower the fraction, or add rows.",
+        ) from error
+    return {"train": parts["train"], "validation": parts["test"]}
+
+
+def _examples(columns: dict[str, list[Any]], row_format: Format) -> list[Example]:
+    """Some rows, given column by column, read as examples."""
+    examples = []
+    for index, values in enumerate(zip(*columns.values(), strict=True)):
+        try:
+            examples.append(row_format.read(dict(zip(columns, values, strict=True))))
+        except MalformedRow as error:
+            error.index = index
+            raise
+    return examples
+
+
+def _malformed(source: DatasetSource, rows: Any, index: int, error: MalformedRow) -> StepFailure:
+    order = rows._indices  # of a held-out split's rows; the user counts as the source does
+    number = (index if order is None else order.column(0)[index].as_py()) + 1
+    return StepFailure(
+        ExitCode.BAD_DATA,
+        "MalformedRow",
+        f"{SOURCE}: row {number} of {source.split}: {error}",
+        "Mend the row, or write a template that can do with it.",
+    )
+
+
+def _new_tokens(job: StepJob, tokenizer: Any, seen: Any) -> Iterator[tuple[str, bool]]:
+    """The job's new tokens, and whether the training examples contain them."""
+    for token in (job.spec.tokens and job.spec.tokens.add) or ():
+        yield token.content, bool(seen[tokenizer.convert_tokens_to_ids(token.content)])
+
+
+def _tokenizer_digest(model: Path) -> str:
+    """What ids depend on: the tokenizer's and the chat template's files."""
+    content = hashlib.sha256()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"):
+        if (model / name).is_file():
+            content.update(json.dumps([name, (model / name).read_text()]).encode())
+    return content.hexdigest()
+
+
+def _must_be_fast(tokenizer: Any) -> None:
+    if not tokenizer.is_fast:
+        raise StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "UnsupportedTokenizer",
+            "spec.model: its tokenizer cannot tell where in the text its tokens lie (it is not a `tokenizers` one)",
+            "Use a model that ships a tokenizer.json.",
+        )

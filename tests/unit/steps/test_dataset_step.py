@@ -1,0 +1,299 @@
+"""load-dataset as a whole: what it reads, what it writes, what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from transformers import AutoTokenizer
+
+from finetune.api.contract import ExitCode, StepJob
+from finetune.api.status import DatasetStatus
+from finetune.steps.dataset.step import run
+from finetune.steps.failure import StepFailure
+from tests.unit.steps.flow import Workshop
+
+QUESTION = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Air."}]
+ROWS = [{"prompt": f"{number} plus one is", "completion": f" {number + 1}."} for number in range(40)]
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    return Workshop.at(tmp_path)
+
+
+def load(workshop: Workshop, job: StepJob) -> dict[str, Any]:
+    result = run(job, workshop.layout).result
+    assert result is not None
+    DatasetStatus.model_validate({key: value for key, value in result.items() if key != "reused"})
+    return result
+
+
+def texts(workshop: Workshop, part: str = "train") -> list[str]:
+    tokenizer = AutoTokenizer.from_pretrained(workshop.layout.model)
+    return [tokenizer.decode(ids) for ids in datasets.load_from_disk(workshop.layout.dataset / part)["input_ids"]]
+
+
+def refusal(workshop: Workshop, job: StepJob) -> StepFailure:
+    with pytest.raises(StepFailure) as failure:
+        run(job, workshop.layout)
+    assert not workshop.layout.dataset.exists()
+    return failure.value
+
+
+CHAT = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nAir.<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": QUESTION},
+        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Air."}]},
+        {"conversations": [{"from": "user", "content": "Why?"}, {"from": "assistant", "content": "Air."}]},
+        {"prompt": QUESTION[:1], "completion": QUESTION[1:]},
+        {"instruction": "Why?", "output": "Air."},
+        {"instruction": "Why?", "input": "", "output": "Air.", "id": 7},
+    ],
+    ids=["messages", "from and value", "from and content", "conversational prompt", "instruction", "empty input"],
+)
+def test_a_question_is_the_same_in_every_format(workshop: Workshop, row: dict[str, Any]) -> None:
+    workshop.write("rows.jsonl", [row])
+    assert load(workshop, workshop.job())["examples"] == 1
+    assert texts(workshop) == [CHAT]
+
+
+def test_the_instructions_input_follows_the_question(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", [{"instruction": "Add.", "input": "2, 3", "output": "5"}])
+    load(workshop, workshop.job())
+    assert "user\nAdd.\n\n2, 3<|im_end|>" in texts(workshop)[0]
+
+
+def test_a_template_makes_a_conversation_of_any_columns(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", [{"q": "Why?", "reasoning": "Light.", "a": "Air."}])
+    template = {"user": "{{ q }}", "assistant": "<think>{{ reasoning }}</think>{{ a }}"}
+    result = load(workshop, workshop.job({"template": template}))
+    assert texts(workshop) == [CHAT.replace("Air.", "<think>Light.</think>Air.")]
+    assert result["trainedTokens"] < result["tokens"]
+
+
+def test_a_template_makes_text_all_of_which_is_learned(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", [{"title": "Sky", "body": "It is blue."}])
+    result = load(workshop, workshop.job({"template": {"text": "{{ title }}: {{ body }}"}}))
+    assert texts(workshop) == ["Sky: It is blue.<|im_end|>"]
+    assert result["trainedTokens"] == result["tokens"] - 1
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "folder"])
+def test_every_file_format_gives_the_same_ids(workshop: Workshop, kind: str) -> None:
+    claim = workshop.layout.claims / "data"
+    rows = datasets.Dataset.from_list(ROWS)
+    match kind:
+        case "jsonl" | "folder":
+            (claim / "folder").mkdir()
+            workshop.write("folder/train.jsonl", ROWS)
+        case "json":
+            (claim / "rows.json").write_text(json.dumps(ROWS))
+        case "csv":
+            rows.to_csv(claim / "rows.csv")
+        case "parquet":
+            rows.to_parquet(claim / "rows.parquet")
+    place = {"jsonl": "folder/train.jsonl", "folder": "folder"}.get(kind, f"rows.{kind}")
+    load(workshop, workshop.job({"uri": f"pvc://data/{place}"}))
+    assert texts(workshop) == [row["prompt"] + row["completion"] + "<|im_end|>" for row in ROWS]
+
+
+def test_ids_and_labels_are_32_bit(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", ROWS)
+    load(workshop, workshop.job())
+    features = datasets.load_from_disk(workshop.layout.dataset / "train").features
+    assert {name: feature.feature.dtype for name, feature in features.items()} == {
+        "input_ids": "int32",
+        "labels": "int32",
+    }
+
+
+def test_the_split_is_sliced_as_datasets_does(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", ROWS)
+    load(workshop, workshop.job({"split": "train[10%:20%]"}))
+    assert [text.split()[0] for text in texts(workshop)] == ["4", "5", "6", "7"]
+
+
+def test_the_held_out_rows_are_those_of_train_test_split(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", ROWS)
+    job = workshop.job(dataset={"validation": {"fraction": 0.1}}, training={"maxSteps": 1, "seed": 7})
+    result = load(workshop, job)
+    expected = datasets.Dataset.from_list(ROWS).train_test_split(test_size=0.1, seed=7)
+    assert (result["examples"], result["validationExamples"]) == (36, 4)
+    for part, name in (("train", "train"), ("validation", "test")):
+        assert [text.split(" plus")[0] for text in texts(workshop, part)] == [
+            row["prompt"].split(" plus")[0] for row in expected[name]
+        ]
+
+
+def test_the_digest_depends_on_ids_and_labels_alone(workshop: Workshop, tmp_path: Path) -> None:
+    workshop.write("rows.jsonl", ROWS)
+    first = load(workshop, workshop.job())["digest"]
+    other = Workshop.at(tmp_path / "other")
+    other.write("rows.jsonl", ROWS)
+    assert load(other, other.job())["digest"] == first
+    changed = Workshop.at(tmp_path / "changed")
+    changed.write("rows.jsonl", [*ROWS[:-1], {"prompt": "39 plus", "completion": " one is 40."}])
+    assert load(changed, changed.job())["digest"] != first
+
+
+def test_a_second_run_does_nothing_and_says_so(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", ROWS)
+    first = load(workshop, workshop.job())
+    written = (workshop.layout.dataset / "train" / "state.json").stat().st_mtime_ns
+    assert load(workshop, workshop.job()) == first | {"reused": True}
+    assert (workshop.layout.dataset / "train" / "state.json").stat().st_mtime_ns == written
+
+
+def test_a_changed_file_is_read_again(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", ROWS)
+    load(workshop, workshop.job())
+    workshop.write("rows.jsonl", ROWS[:5])
+    assert load(workshop, workshop.job())["examples"] == 5
+
+
+def test_nothing_but_the_dataset_stays(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", ROWS)
+    load(workshop, workshop.job(dataset={"validation": {"fraction": 0.1}}))
+    assert {path.name for path in workshop.layout.dataset.iterdir()} == {
+        "train",
+        "validation",
+        "finetune-manifest.json",
+    }
+
+
+def test_new_tokens_that_never_occur_are_named(workshop: Workshop) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(workshop.layout.model)
+    tokenizer.add_tokens(["<think>", "<never>"])
+    tokenizer.save_pretrained(workshop.layout.model)
+    workshop.write("rows.jsonl", [{"prompt": "Why?", "completion": "<think>Air."}])
+    tokens = {"add": [{"content": "<think>"}, {"content": "<never>"}]}
+    assert load(workshop, workshop.job(tokens=tokens))["unusedTokens"] == ["<never>"]
+
+
+def test_rows_without_an_answer_and_over_long_ones_are_counted(workshop: Workshop) -> None:
+    long = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Air. " * 50}]
+    workshop.write("rows.jsonl", [{"messages": QUESTION}, {"messages": QUESTION[:1]}, {"messages": QUESTION + long}])
+    result = load(workshop, workshop.job(dataset={"maxLength": 64}))
+    assert (result["examples"], result["dropped"], result["truncated"]) == (2, 1, 1)
+    assert texts(workshop) == [CHAT, CHAT]
+
+
+def test_a_template_that_names_a_missing_column_says_which_columns_there_are(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", [{"question": "Why?", "answer": "Air."}])
+    job = workshop.job({"template": {"user": "{{ question }}", "assistant": "{{ anwser }}"}})
+    failure = refusal(workshop, job)
+    assert failure.code == ExitCode.BAD_CONFIGURATION
+    assert failure.error.reason == "MissingColumn"
+    assert "spec.dataset.sources[0].template.assistant" in failure.error.message
+    assert "anwser" in failure.error.message
+    assert failure.error.hint == "The columns are: question, answer."
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ question.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ question | attr('__class__') }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ '%s' | format(question.__class__) }}",
+        "{{ '{0.__class__}'.format(question) }}",
+        "{% for _ in range(10000000) %}x{% endfor %}",
+        "{{ lipsum() }}",
+        "{% include 'secret' %}",
+    ],
+)
+def test_a_hostile_template_is_refused(workshop: Workshop, template: str) -> None:
+    workshop.write("rows.jsonl", [{"question": "Why?"}])
+    failure = refusal(workshop, workshop.job({"template": {"user": "{{ question }}", "assistant": template}}))
+    assert failure.code in (ExitCode.BAD_CONFIGURATION, ExitCode.BAD_DATA)
+    assert "spec.dataset.sources[0].template.assistant" in failure.error.message
+
+
+def test_a_null_column_is_not_learned_as_the_word_none(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", [{"q": "Why?", "a": "Air."}, {"q": "How?", "a": None}])
+    failure = refusal(workshop, workshop.job({"template": {"user": "{{ q }}", "assistant": "{{ a }}"}}))
+    assert failure.error.reason == "MalformedRow"
+    assert "row 2" in failure.error.message
+
+
+def refused(rows: list[Any], source: dict[str, Any] | None = None, **dataset: Any) -> Any:
+    return (rows, source, dataset)
+
+
+@pytest.mark.parametrize(
+    ("case", "code", "reason", "words"),
+    [
+        (refused([{"text": "a"}, '{"text": "b']), ExitCode.BAD_DATA, "MalformedRow", "line 2 of rows.jsonl"),
+        (refused([{"text": "a"}, "[1, 2]"]), ExitCode.BAD_DATA, "MalformedRow", "line 2 of rows.jsonl"),
+        (refused([{"text": "a"}, {"text": 5}]), ExitCode.BAD_DATA, "MalformedRow", "row 2 of train: column text"),
+        (
+            refused([{"messages": QUESTION}, {"messages": [{"role": "user"}]}]),
+            ExitCode.BAD_DATA,
+            "MalformedRow",
+            "row 2 of train: messages[0] has nothing as content",
+        ),
+        (
+            refused([{"messages": [{"role": "judge", "content": "No."}]}]),
+            ExitCode.BAD_DATA,
+            "MalformedRow",
+            "row 1 of train: messages[0] has the role 'judge'",
+        ),
+        (refused([]), ExitCode.BAD_DATA, "EmptyDataset", "pvc://data/rows.jsonl has no rows"),
+        (refused(ROWS, {"split": "train[5:5]"}), ExitCode.BAD_DATA, "EmptyDataset", "has no rows in train[5:5]"),
+        (refused([{"words": "a"}]), ExitCode.BAD_CONFIGURATION, "UnknownFormat", "the columns words"),
+        (refused(ROWS, {"split": "dev"}), ExitCode.BAD_CONFIGURATION, "UnknownSplit", "['train']"),
+        (refused(ROWS, {"uri": "pvc://data/none.jsonl"}), ExitCode.NO_INPUT, "DatasetNotFound", "none.jsonl"),
+        (refused(ROWS, {"uri": "pvc://data/rows.bin"}), ExitCode.NO_INPUT, "DatasetNotFound", "rows.bin"),
+        (
+            refused([{"text": "The quick brown fox jumps over the lazy dog."}], maxLength=8),
+            ExitCode.BAD_DATA,
+            "NothingToTrainOn",
+            "maxLength 8",
+        ),
+        (
+            refused([{"text": "a b"}], validation={"fraction": 0.5}),
+            ExitCode.BAD_CONFIGURATION,
+            "TooFewRows",
+            "spec.dataset.validation.fraction",
+        ),
+        (
+            refused([{"a": 1}], {"template": {"text": "{{ a"}}),
+            ExitCode.BAD_CONFIGURATION,
+            "InvalidTemplate",
+            "spec.dataset.sources[0].template.text, line 1",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_place_and_remedy(
+    workshop: Workshop, case: Any, code: ExitCode, reason: str, words: str
+) -> None:
+    rows, source, dataset = case
+    workshop.write("rows.jsonl", rows)
+    failure = refusal(workshop, workshop.job(source, dataset))
+    assert (failure.code, failure.error.reason) == (code, reason), failure.error
+    assert words in failure.error.message
+    assert failure.error.hint
+
+
+def test_a_missing_file_comes_with_the_names_of_those_that_are_there(workshop: Workshop) -> None:
+    workshop.write("raws.jsonl", ROWS)
+    failure = refusal(workshop, workshop.job())
+    assert failure.error.hint == "The claim holds: raws.jsonl."
+
+
+def test_torch_is_not_needed(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", ROWS)
+    done = workshop.run_without_torch("load-dataset", workshop.job())
+    assert done.returncode == 0, done.stderr
+    report = json.loads(workshop.layout.report_file.read_text())
+    assert report["result"]["examples"] == len(ROWS)
+    assert "finetune-progress" in done.stdout
