@@ -80,7 +80,6 @@ class Hub:
     def __init__(self, root: Path, port: int = 0, host: str = "127.0.0.1") -> None:
         self.root = root
         self.requests: list[str] = []
-        self.sent = 0
         self._rules: list[Rule] = []
         self._lock = threading.Lock()
         self._digests: dict[tuple[Path, int, int, int], tuple[str, str]] = {}
@@ -188,7 +187,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         parts = urlsplit(self.path)
         path, query = parts.path, parse_qs(parts.query)
-        self.hub.requests.append(f"{self.command} {unquote(path)}")
+        wanted = self.headers.get("Range", "")
+        self.hub.requests.append(f"{self.command} {unquote(path)} {wanted}".rstrip())
         if path in ("/", "/healthz"):
             self._json({"status": "ok"})
             return
@@ -310,7 +310,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             position += len(data)
-            self.hub.sent += len(data)
             if throttle is not None:
                 time.sleep(len(data) / float(throttle["bytesPerSecond"]))
         if position < end:

@@ -17,6 +17,9 @@ from typing import Any
 
 MANIFEST = "finetune-manifest.json"
 
+INPUTS = ".inputs"
+"""Lies in a partial folder and says what it is made from."""
+
 
 def digest(inputs: Any) -> str:
     """SHA-256 of JSON-like inputs, independent of key order."""
@@ -54,7 +57,7 @@ def publish(folder: Path, inputs: Any, write: Callable[[Path], dict[str, Any]]) 
     if (result := published(folder, inputs)) is not None:
         return {**result, "reused": True}
     partial = folder.with_name(f"{folder.name}.partial")
-    marker = partial / ".inputs"
+    marker = partial / INPUTS
     if not marker.is_file() or marker.read_text() != digest(inputs):
         _remove(partial)
         partial.mkdir(parents=True)
