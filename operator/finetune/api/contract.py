@@ -29,6 +29,9 @@ JOB_LABEL = "finetune.dev/job-name"
 JOB_UID_LABEL = "finetune.dev/job-uid"
 """Tells the children of a job from those of a former job of the same name."""
 
+OPERATOR_LABEL = "finetune.dev/operator"
+"""On a FineTuneJob: leave it to the operator of that name (a canary, a test); jobs without it go to the nameless one."""
+
 STAGE_LABEL = "finetune.dev/stage"
 ATTEMPT_LABEL = "finetune.dev/attempt"
 

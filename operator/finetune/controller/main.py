@@ -13,7 +13,6 @@ from typing import Any
 import kopf
 
 from finetune.controller.replica import Replica
-from finetune.controller.resources import WATCHED
 from finetune.controller.rest import Api, ConfigurationError, connection
 from finetune.controller.settings import MissingSettingError, Settings
 
@@ -41,7 +40,7 @@ def watches(replica: Replica, registry: kopf.OperatorRegistry) -> kopf.OperatorS
     settings.queueing.worker_limit = None
     settings.queueing.idle_timeout = 0.5
     settings.persistence.diffbase_storage = NoDiffBase()
-    for resource in WATCHED:
+    for resource in replica.watched:
         if resource.selector:
             settings.watching.label_selectors[resource.group, resource.plural] = resource.selector
 

@@ -21,6 +21,7 @@ from finetune.controller.lease import Lease
 from finetune.controller.metrics import Metrics
 from finetune.controller.queue import WorkQueue
 from finetune.controller.reconciler import Reconciler
+from finetune.controller.resources import watched
 from finetune.controller.rest import Api
 from finetune.controller.resync import Resync
 from finetune.controller.senders import Senders
@@ -48,7 +49,8 @@ class Replica:
         self.metrics = Metrics()
         self.lease = Lease(api, settings.namespace, settings.lease, settings.identity, settings.lease_seconds)
         self.trust = Trust(api, settings.namespace, settings.ca_secret, _hosts(settings), self.lease.leading)
-        self.resync = Resync(api, self.store, settings.namespaces or (None,), self.enqueue)
+        self.watched = watched(settings.operator)
+        self.resync = Resync(api, self.store, settings.namespaces or (None,), self.watched, self.enqueue)
         self.applier = Applier(api, self.store, settings.identity, self.lease.leading)
         self.reconciler = Reconciler(self.store, self.queue, self.applier, self._pod_settings, self.metrics)
         self.writer = progress.ProgressWriter(api, self.store, now=progress.clock)

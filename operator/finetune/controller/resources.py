@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune.api import GROUP, KIND, PLURAL, VERSION
-from finetune.api.contract import JOB_LABEL
+from finetune.api.contract import JOB_LABEL, OPERATOR_LABEL
 
 
 @dataclass(frozen=True)
@@ -36,3 +36,9 @@ TOKEN_REVIEWS = Resource("TokenReview", "authentication.k8s.io", "v1", "tokenrev
 
 WATCHED = (FINETUNEJOBS, JOBS, PODS, CLAIMS)
 BY_KIND = {resource.kind: resource for resource in WATCHED}
+
+
+def watched(operator: str) -> tuple[Resource, ...]:
+    """The watched kinds, narrowed to the FineTuneJobs that are for the operator of that name."""
+    selector = f"{OPERATOR_LABEL}={operator}" if operator else f"!{OPERATOR_LABEL}"
+    return tuple(replace(item, selector=selector) if item is FINETUNEJOBS else item for item in WATCHED)

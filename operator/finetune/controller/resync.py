@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune.controller.resources import WATCHED, Resource
+from finetune.controller.resources import Resource
 from finetune.controller.rest import METADATA_ONLY, Api, ApiError
 from finetune.controller.store import Key, Store
 
@@ -32,6 +32,7 @@ class Resync:
     api: Api
     store: Store
     namespaces: tuple[str | None, ...]
+    watched: tuple[Resource, ...]
     enqueue: Callable[[Key], None]
     lagging_rounds: int = 0
     rounds: int = 0
@@ -39,7 +40,7 @@ class Resync:
 
     async def fill(self) -> None:
         """List everything in full. Until this is done nothing may be decided: an absent child might just be unread."""
-        for resource in WATCHED:
+        for resource in self.watched:
             for namespace in self.namespaces:
                 async for item in self._pages(resource, namespace):
                     self.store.feed({**item, "kind": resource.kind})
@@ -57,7 +58,7 @@ class Resync:
     async def round(self) -> None:
         """One comparison of all kinds."""
         behind: set[tuple[str, str, str]] = set()
-        for resource in WATCHED:
+        for resource in self.watched:
             behind |= await self._compare(resource, _GRACE_SECONDS)
         again = behind & self._behind
         self.lagging_rounds = self.lagging_rounds + 1 if again else 0

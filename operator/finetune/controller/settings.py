@@ -32,6 +32,8 @@ class Settings:
     namespace: str = "finetune-system"  # FINETUNE_OPERATOR_NAMESPACE (downward API): of Lease and CA Secret
     identity: str = field(default_factory=socket.gethostname)  # FINETUNE_IDENTITY (downward API: the pod's name)
 
+    operator: str = ""  # FINETUNE_OPERATOR: serve only jobs with the label finetune.dev/operator of this value
+
     progress_url: str = ""  # FINETUNE_PROGRESS_URL, as pods reach it: https://SERVICE.NAMESPACE.svc:8443/; empty: off
     progress_port: int = 8443  # FINETUNE_PROGRESS_PORT
     http_port: int = 8080  # FINETUNE_HTTP_PORT: /healthz /readyz /metrics
@@ -67,6 +69,7 @@ class Settings:
             namespaces=names("NAMESPACES"),
             namespace=text("OPERATOR_NAMESPACE", cls.namespace),
             identity=text("IDENTITY", socket.gethostname()),
+            operator=text("OPERATOR", ""),
             progress_url=text("PROGRESS_URL", ""),
             progress_port=int(text("PROGRESS_PORT", str(cls.progress_port))),
             http_port=int(text("HTTP_PORT", str(cls.http_port))),

@@ -1,0 +1,301 @@
+"""`make bench-controller`: how fast the operator takes jobs up, what it costs, and how fresh a status is.
+
+1,000 FineTuneJobs whose pods cannot be scheduled, beside 1,000 plain Jobs of the same client in the same run; then 100
+running jobs whose pods change as a kubelet would change them. Prints a table and writes build/bench/controller.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from finetune.api import API_VERSION, KIND
+from finetune.api.contract import CONTAINERS, OPERATOR_LABEL, Step
+from finetune.controller.resources import CLAIMS, FINETUNEJOBS, JOBS, PODS, Resource
+from finetune.controller.rest import MERGE, Api, connection
+from tests.cluster import Cluster
+from tests.integration.controller.process import OperatorProcess, fresh_namespace
+
+OUTPUT = Path(__file__).parents[2] / "build" / "bench" / "controller.json"
+CLIENTS = 32
+NOWHERE = {"finetune.dev/bench": "no-such-node"}
+STEPS = (Step.DOWNLOAD, Step.ADD_TOKENS, Step.RELOAD, Step.LOAD_DATASET)
+PHASES = ("Downloading", "AddingTokens", "Reloading", "LoadingDataset")
+
+
+def finetune_job(name: str, operator: str) -> dict[str, Any]:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name, "labels": {OPERATOR_LABEL: operator}},
+        "spec": {
+            "model": {"uri": "hf://models/tiny"},
+            "tokens": {"add": [{"content": "<think>"}, {"content": "</think>"}]},
+            "dataset": {"sources": [{"uri": "hf://datasets/some/rows"}]},
+            "training": {"maxSteps": 10, "batchSize": 1},
+            "prepare": {"nodeSelector": NOWHERE},
+        },
+    }
+
+
+def plain_job(name: str) -> dict[str, Any]:
+    pod = {
+        "restartPolicy": "Never",
+        "nodeSelector": NOWHERE,
+        "containers": [{"name": "main", "image": "none", "command": ["true"]}],
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name},
+        "spec": {"backoffLimit": 0, "template": {"spec": pod}},
+    }
+
+
+class Watched:
+    """Everything that a watch brought, with the time of its arrival."""
+
+    def __init__(self, api: Api, resource: Resource, namespace: str) -> None:
+        self.seen: list[tuple[float, str, dict[str, Any]]] = []
+        self._task = asyncio.create_task(self._follow(api, resource.path(namespace)))
+        self.listener: Callable[[float, dict[str, Any]], None] = lambda when, item: None
+
+    async def _follow(self, api: Api, path: str) -> None:
+        query = {"resourceVersion": (await api.get(path, {"limit": "1"}))["metadata"]["resourceVersion"]}
+        while True:
+            async for change in api.watch(path, query):
+                now = time.perf_counter()
+                item = change["object"]
+                query["resourceVersion"] = item["metadata"]["resourceVersion"]
+                if change["type"] != "BOOKMARK":
+                    slim = {"metadata": {key: item["metadata"][key] for key in ("name", "resourceVersion")}}
+                    slim["metadata"]["owner"] = (item["metadata"].get("ownerReferences") or [{}])[0].get("name")
+                    slim["status"] = {"phase": (item.get("status") or {}).get("phase")}
+                    self.seen.append((now, change["type"], slim))
+                    self.listener(now, slim)
+
+    def added(self) -> dict[str, tuple[float, dict[str, Any]]]:
+        return {item["metadata"]["name"]: (when, item) for when, kind, item in self.seen if kind == "ADDED"}
+
+    def stop(self) -> None:
+        self._task.cancel()
+
+
+async def crowd(work: Iterable[Callable[[], Awaitable[None]]], clients: int = CLIENTS) -> None:
+    """Do all of it, so many at a time."""
+    todo = iter(work)
+
+    async def client() -> None:
+        for each in todo:
+            await each()
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+
+
+async def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        await asyncio.sleep(0.02)
+
+
+def quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+async def plain(api: Api, namespace: str, count: int) -> dict[str, float]:
+    """Plain Jobs: what this client and this server can do at best."""
+    jobs = Watched(api, JOBS, namespace)
+    await asyncio.sleep(0.5)
+    began = time.perf_counter()
+
+    def create(name: str) -> Callable[[], Awaitable[None]]:
+        async def send() -> None:
+            await api.create(JOBS.path(namespace), plain_job(name))
+
+        return send
+
+    await crowd(create(f"job-{number}") for number in range(count))
+    await until(lambda: len(jobs.added()) >= count, 120, "plain Jobs")
+    seconds = max(when for when, _ in jobs.added().values()) - began
+    jobs.stop()
+    return {"seconds": seconds, "rate": count / seconds}
+
+
+async def taken_up(api: Api, namespace: str, operator: OperatorProcess, count: int) -> dict[str, float]:
+    """FineTuneJobs: from their creation to their first Job."""
+    watches = {resource: Watched(api, resource, namespace) for resource in (FINETUNEJOBS, JOBS, PODS, CLAIMS)}
+    await asyncio.sleep(0.5)
+    created: dict[str, float] = {}
+    began = time.perf_counter()
+
+    def create(name: str) -> Callable[[], Awaitable[None]]:
+        async def send() -> None:
+            await api.create(FINETUNEJOBS.path(namespace), finetune_job(name, operator.name))
+            created[name] = time.perf_counter()
+
+        return send
+
+    await crowd(create(f"ftj-{number}") for number in range(count))
+    sent = time.perf_counter() - began
+    await until(lambda: len(watches[JOBS].added()) >= count, 240, "first Jobs")
+    first = {item["metadata"]["owner"]: when for when, item in watches[JOBS].added().values()}
+    await until(lambda: len(watches[PODS].added()) >= count, 240, "first pods")
+    await asyncio.sleep(3)
+    memory = operator.peak_memory()
+    pods = {
+        item["metadata"]["owner"].removesuffix("-prepare-1"): int(item["metadata"]["resourceVersion"])
+        for _, item in watches[PODS].added().values()
+    }
+    writes: Counter[str] = Counter()
+    for resource in (FINETUNEJOBS, JOBS, CLAIMS):
+        for _, change, item in watches[resource].seen:
+            job = item["metadata"]["owner"] or item["metadata"]["name"]
+            ours = change == "MODIFIED" if resource is FINETUNEJOBS else change == "ADDED"
+            if ours and int(item["metadata"]["resourceVersion"]) < pods.get(job, 0):
+                writes[job] += 1
+    for watch in watches.values():
+        watch.stop()
+    delays = [first[name] - created[name] for name in created]
+    seconds = max(first.values()) - began
+    return {
+        "seconds": seconds,
+        "rate": count / seconds,
+        "client": sent,
+        "p50": statistics.median(delays),
+        "p99": quantile(delays, 0.99),
+        "writes": max(writes.values()),
+        "memory": memory / 2**20,
+    }
+
+
+async def freshness(api: Api, namespace: str, operator: OperatorProcess, count: int) -> dict[str, float]:
+    """From the change of a pod to the status that shows it."""
+    jobs, pods = Watched(api, FINETUNEJOBS, namespace), Watched(api, PODS, namespace)
+    await asyncio.sleep(0.5)
+    for number in range(count):
+        await api.create(FINETUNEJOBS.path(namespace), finetune_job(f"live-{number}", operator.name))
+    await until(lambda: len(pods.added()) >= count, 60, "pods")
+    await asyncio.sleep(3)
+    shown: dict[tuple[str, str], float] = {}
+
+    def listen(when: float, item: dict[str, Any]) -> None:
+        shown.setdefault((item["metadata"]["name"], str(item["status"]["phase"])), when)
+
+    jobs.listener = listen
+    delays: list[float] = []
+
+    async def live(pod: str, job: str) -> None:
+        await asyncio.sleep(random.random() * 4)
+        for position, phase in enumerate(PHASES):
+            statuses = [_container(step, index - position) for index, step in enumerate(STEPS)]
+            status = {"initContainerStatuses": statuses[:3], "containerStatuses": statuses[3:], "phase": "Pending"}
+            began = time.perf_counter()
+            await api._request(
+                "PATCH", PODS.path(namespace, pod, "status"), body={"status": status}, content_type=MERGE
+            )
+            await until(lambda phase=phase: (job, phase) in shown, 30, f"{job} shows {phase}")  # type: ignore[misc]
+            delays.append(shown[job, phase] - began)
+            await asyncio.sleep(2 + random.random() * 2)
+
+    await asyncio.gather(
+        *(live(name, item["metadata"]["owner"].removesuffix("-prepare-1")) for name, (_, item) in pods.added().items())
+    )
+    jobs.stop()
+    pods.stop()
+    return {"p50": statistics.median(delays), "p99": quantile(delays, 0.99), "samples": len(delays)}
+
+
+def _container(step: Step, distance: int) -> dict[str, Any]:
+    report = json.dumps({"step": step.value, "result": {}})
+    state: dict[str, Any] = {"waiting": {"reason": "PodInitializing"}}
+    if distance == 0:
+        state = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+    elif distance < 0:
+        state = {"terminated": {"exitCode": 0, "message": report, "startedAt": None, "finishedAt": None}}
+    image = {"image": "none", "imageID": "", "ready": distance < 0, "restartCount": 0}
+    return {"name": CONTAINERS[step], "state": state, **image}
+
+
+async def measure(cluster: Cluster, count: int, live: int, log: Path) -> list[dict[str, Any]]:
+    os.environ["KUBECONFIG"] = str(cluster.kubeconfig)
+    api = Api(connection(), connections=CLIENTS + 8, timeout=60)
+    rows = []
+
+    def row(case: str, metric: str, value: float, unit: str, goal: str = "", met: bool | None = None) -> None:
+        rows.append({"case": case, "metric": metric, "value": round(value, 3), "unit": unit, "goal": goal, "met": met})
+
+    try:
+        case = f"{count} plain Jobs"
+        with fresh_namespace(cluster, "bench-plain") as namespace:
+            peer = await plain(api, namespace, count)
+            row(case, "until all exist", peer["seconds"], "s")
+            row(case, "rate", peer["rate"], "jobs/s")
+        case = f"{count} FineTuneJobs"
+        with fresh_namespace(cluster, "bench-ftj") as namespace:
+            operator = OperatorProcess(cluster, namespace, namespace, log, FINETUNE_LEASE_SECONDS="15").start()
+            try:
+                found = await taken_up(api, namespace, operator, count)
+            finally:
+                operator.stop()
+            row(case, "until all are created", found["client"], "s")
+            row(case, "until all first Jobs exist", found["seconds"], "s")
+            row(case, "rate", found["rate"], "jobs/s", ">= 120", found["rate"] >= 120)
+            row(case, "rate against plain Jobs", found["rate"] / peer["rate"], "x")
+            row(case, "creation to Job, p50", found["p50"], "s")
+            row(case, "creation to Job, p99", found["p99"], "s")
+            row(case, "most writes before the pod", found["writes"], "writes/job", "<= 3", found["writes"] <= 3)
+            row(case, "peak memory of the operator", found["memory"], "MiB", "<= 120", found["memory"] <= 120)
+        case = f"{live} running jobs"
+        with fresh_namespace(cluster, "bench-live") as namespace:
+            operator = OperatorProcess(cluster, namespace, namespace, log, FINETUNE_LEASE_SECONDS="15").start()
+            try:
+                fresh = await freshness(api, namespace, operator, live)
+            finally:
+                operator.stop()
+            row(case, "pod's change to status, p50", fresh["p50"], "s")
+            row(case, "pod's change to status, p99", fresh["p99"], "s", "< 1", fresh["p99"] < 1)
+    finally:
+        await api.close()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--live", type=int, default=100)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "operator.log"
+        try:
+            rows = asyncio.run(measure(Cluster.current(), arguments.jobs, arguments.live, log))
+        except Exception:
+            Console(stderr=True).print(log.read_text()[-4000:] if log.exists() else "no log", markup=False)
+            raise
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    OUTPUT.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    table = Table(title="The controller under load")
+    for heading in ("case", "metric", "value", "unit", "goal", "met"):
+        table.add_column(heading, justify="right" if heading == "value" else "left")
+    for item in rows:
+        met = {True: "[green]yes", False: "[red]no", None: ""}[item["met"]]
+        table.add_row(item["case"], item["metric"], f"{item['value']:,.3g}", item["unit"], item["goal"], met)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
