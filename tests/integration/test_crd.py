@@ -1,4 +1,4 @@
-"""The CRD on a real API server, under a group of its own so that whatever else runs there is left alone."""
+"""What a real API server makes of FineTuneJobs."""
 
 import json
 import uuid
@@ -7,51 +7,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune.api import GROUP
-from finetune.api.crd import crd
-from tests.cluster.cluster import Cluster
 from tests.integration.bad_specs import BAD, GOOD, merged
+from tests.integration.crd_server import private_crd
 
 pytestmark = pytest.mark.cluster
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "manifests/examples").glob("*.yaml"))
 
 
-class Server:
-    """kubectl against the private copy of the CRD."""
-
-    def __init__(self, cluster, group):
-        self.cluster, self.group = cluster, group
-        self.resource = f"finetunejobs.{group}"
-
-    def apply(self, document, *arguments):
-        """The answer of `kubectl apply`, whatever it is."""
-        return self.send("apply", document, *arguments)
-
-    def send(self, verb, document, *arguments):
-        text = document if isinstance(document, str) else json.dumps(document)
-        text = text.replace(f"{GROUP}/", f"{self.group}/")
-        return self.cluster.kubectl(verb, "-f", "-", *arguments, input=text, namespace="default", check=False)
-
-    def patch(self, name, body, *arguments):
-        return self.cluster.kubectl(
-            "patch", self.resource, name, "--type=merge", "--patch", json.dumps(body), *arguments,
-            namespace="default", check=False,
-        )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def server():
-    cluster = Cluster.current()
-    group = f"t{uuid.uuid4().hex[:8]}.{GROUP}"
-    definition = json.dumps(crd()).replace(GROUP, group)
-    server = Server(cluster, group)
-    cluster.kubectl("apply", "-f", "-", input=definition)
-    try:
-        cluster.kubectl("wait", "--for=condition=Established", f"crd/{server.resource}", "--timeout=30s")
+    with private_crd() as server:
         yield server
-    finally:
-        cluster.kubectl("delete", "crd", server.resource, "--wait=false")
 
 
 @pytest.fixture

@@ -49,7 +49,9 @@ def checked(document: Document) -> FineTuneJobSpec:
     problems = [*_envelope(content)]
     spec = None
     try:
-        spec = FineTuneJobSpec.model_validate_json(json.dumps(content.get("spec", {})), strict=True)
+        spec = FineTuneJobSpec.model_validate_json(
+            json.dumps(content.get("spec", {})), strict=True, by_alias=True, by_name=False
+        )
     except ValidationError as error:
         problems += [_sentence(details, content) for details in error.errors()]
     if spec is not None:

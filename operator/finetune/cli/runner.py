@@ -118,13 +118,11 @@ def progress_words(status: Mapping[str, Any]) -> str:
     """120/562 steps, 1 min 5 s left; bytes as sizes."""
     current, total, unit = status.get("current"), status.get("total"), status.get("unit")
     words = []
-    if isinstance(current, float):
-        of = f"/{total:,.0f}" if isinstance(total, float) else ""
-        if unit == "byte":
-            of = f" of {size(total)}" if isinstance(total, float) else ""
-            words.append(f"{size(current)}{of}")
-        else:
-            words.append(f"{current:,.0f}{of} {unit or ''}s".replace(" s", ""))
+    if isinstance(current, float) and unit == "byte":
+        words.append(f"{size(current)} of {size(total)}" if isinstance(total, float) else size(current))
+    elif isinstance(current, float):
+        counted = f"{current:,.0f}/{total:,.0f}" if isinstance(total, float) else f"{current:,.0f}"
+        words.append(f"{counted} {unit}s" if unit else counted)
     if (rate := status.get("tokens_per_second")) is not None:
         words.append(f"{rate:,.0f} tokens/s")
     if status.get("remaining"):

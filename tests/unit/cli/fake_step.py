@@ -6,7 +6,6 @@ import signal
 import sys
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 
 from finetune.api.contract import PROGRESS_PREFIX, ExitCode, Layout, Step, StepError, StepJob, StepReport
 
