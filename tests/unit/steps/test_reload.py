@@ -1,0 +1,130 @@
+"""reload: a model that was extended rightly passes, and each way to get it wrong is caught."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetune.api.contract import ExitCode
+from finetune.steps import reload
+from finetune.steps.failure import StepFailure
+from finetune.steps.staging import publish
+from finetune.steps.tokens import step as add_tokens
+from finetune.steps.tokens.safetensors_file import read_header
+from tests.models import smollm2, tiny
+from tests.unit.steps.jobs import layout, report_of
+
+THINK = {"tokens": {"add": [{"content": "<think>"}, {"content": "myocardial infarction"}, {"content": "café"}]}}
+
+
+def extended(folder: Path, spec: dict[str, Any] = THINK, **model: Any) -> Path:
+    """A workspace with a tiny model and its extension."""
+    publish(layout(folder).model, "base", lambda partial: {"made": str(tiny(partial, **model))})
+    report_of(add_tokens, folder, spec)
+    return folder
+
+
+def overwrite(path: Path, tensor: str, row: int, value: bytes) -> None:
+    header = read_header(path)
+    place = header.tensors[tensor]
+    row_bytes = place.size // place.shape[0]
+    with path.open("r+b") as file:
+        file.seek(header.data_start + place.start + row * row_bytes)
+        file.write(value)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{}, {"tied": False, "sharded": True}, {"dtype": "float16", "padding": 70}, {"dtype": "float32", "tied": False}],
+    ids=str,
+)
+def test_an_extended_model_proves_itself(tmp_path: Path, model: dict[str, Any]) -> None:
+    report = report_of(reload, extended(tmp_path, **model), THINK)
+    assert report.result is not None
+    chances = report.result["probabilities"]
+    assert [chance["token"] for chance in chances] == ["<think>", "myocardial infarction", "café"]
+    assert all(0 < chance["withPrompt"] < 1 and 0 < chance["withoutPrompt"] < 1 for chance in chances)
+    assert len(report.to_json()) <= 1536
+
+
+def test_a_job_without_tokens_only_loads_its_model(tmp_path: Path) -> None:
+    publish(layout(tmp_path).model, "base", lambda partial: {"made": str(tiny(partial))})
+    assert report_of(reload, tmp_path, {}).result == {}
+
+
+def failure(folder: Path) -> StepFailure:
+    with pytest.raises(StepFailure) as caught:
+        report_of(reload, folder, THINK)
+    assert (caught.value.code, caught.value.error.reason) == (ExitCode.BAD_DATA, "ReloadFailed")
+    return caught.value
+
+
+def test_one_changed_bit_of_an_old_row_is_found(tmp_path: Path) -> None:
+    path = extended(tmp_path) / "prepared/model.safetensors"
+    overwrite(path, "model.embed_tokens.weight", 17, b"\x01")
+    assert "model.embed_tokens.weight differs in its old rows" in failure(tmp_path).error.message
+
+
+def test_one_changed_bit_of_a_layer_is_found(tmp_path: Path) -> None:
+    path = extended(tmp_path) / "prepared/model.safetensors"
+    overwrite(path, "model.layers.1.mlp.up_proj.weight", 3, b"\x01")
+    assert "model.layers.1.mlp.up_proj.weight differs" in failure(tmp_path).error.message
+
+
+def test_a_row_that_is_not_finite_is_found(tmp_path: Path) -> None:
+    path = extended(tmp_path) / "prepared/model.safetensors"
+    overwrite(path, "model.embed_tokens.weight", 384, np.full(64, 0x7FC0, "<u2").tobytes())
+    assert "not finite" in failure(tmp_path).error.message
+
+
+def test_a_vocabulary_that_the_embedding_lacks_rows_for_is_found(tmp_path: Path) -> None:
+    path = extended(tmp_path) / "prepared/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 385}))
+    assert "the embedding only 385 rows" in failure(tmp_path).error.message
+
+
+def test_a_tokenizer_without_the_tokens_is_found(tmp_path: Path) -> None:
+    extended(tmp_path)
+    (tmp_path / "prepared/tokenizer.json").write_bytes((tmp_path / "model/tokenizer.json").read_bytes())
+    assert "'<think>' is encoded as" in failure(tmp_path).error.message
+
+
+def test_a_model_larger_than_memory_is_proven_by_structure_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "available_memory", lambda: 1 << 20)
+    report = report_of(reload, extended(tmp_path, tied=False), THINK)
+    assert report.result is not None and "probabilities" not in report.result
+    assert "it was not run" in report.result["warnings"][0]
+    overwrite(tmp_path / "prepared/model.safetensors", "lm_head.weight", 5, b"\x01")
+    failure(tmp_path)
+
+
+def test_warnings_of_add_tokens_are_kept(tmp_path: Path) -> None:
+    copy = {"copyOf": "<|im_start|>"}
+    spec = {"tokens": {"add": [{"content": "<a>", "init": copy}, {"content": "<b>", "init": copy}]}}
+    report = report_of(reload, extended(tmp_path, spec), spec)
+    assert report.result is not None and "share its probability" in report.result["warnings"][0]
+
+
+def test_on_a_real_model_four_copies_of_one_source_share_its_probability(tmp_path: Path) -> None:
+    markers = ("<think>", "</think>", "<answer>", "</answer>")
+    spec = {"tokens": {"add": [{"content": marker, "init": {"copyOf": "<|im_start|>"}} for marker in markers]}}
+
+    def link(partial: Path) -> dict[str, Any]:
+        for path in smollm2().iterdir():
+            os.link(path, partial / path.name)
+        return {}
+
+    publish(layout(tmp_path).model, "smollm2", link)
+    report_of(add_tokens, tmp_path, spec)
+    report = report_of(reload, tmp_path, spec)
+    assert report.result is not None
+    for chance in report.result["probabilities"]:
+        assert chance["withoutPrompt"] == pytest.approx(0.1996, abs=0.002)
+        assert chance["withPrompt"] < 1e-6
