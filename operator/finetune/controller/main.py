@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 import kopf
 
+from finetune.api import KIND
 from finetune.controller.replica import Replica
 from finetune.controller.rest import Api, ConfigurationError, connection
 from finetune.controller.settings import MissingSettingError, Settings
@@ -33,27 +35,22 @@ class NoDiffBase(kopf.DiffBaseStorage):
 
 
 def watches(replica: Replica, registry: kopf.OperatorRegistry) -> kopf.OperatorSettings:
-    """Register handlers that only pass on what they see. A handler that raises would not be called again."""
+    """Register a handler that only passes on what it sees: one that raises would not be called again."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.queueing.worker_limit = None
     settings.queueing.idle_timeout = 0.5
     settings.persistence.diffbase_storage = NoDiffBase()
-    for resource in replica.watched:
-        if resource.selector:
-            settings.watching.label_selectors[resource.group, resource.plural] = resource.selector
+    resource = next(item for item in replica.watched if item.kind == KIND)
+    settings.watching.label_selectors[resource.group, resource.plural] = resource.selector
 
-        def passed_on(*, kind: str = resource.kind, event: Any, **_: Any) -> None:
-            try:
-                replica.saw(kind, event["type"], event["object"])
-            except Exception:
-                log.exception("a watch event of kind %s could not be read", kind)
-
-        async def handler(*, event: Any, pass_on: Any = passed_on, **_: Any) -> None:
-            pass_on(event=event)
-
-        kopf.on.event(resource.group, resource.version, resource.plural, registry=registry, id=resource.plural)(handler)
+    @kopf.on.event(resource.group, resource.version, resource.plural, registry=registry)
+    async def see(*, event: Any, **_: Any) -> None:
+        try:
+            replica.saw(KIND, event["type"] or "ADDED", event["object"])
+        except Exception:
+            log.exception("an event of a FineTuneJob could not be read")
 
     @kopf.on.login(registry=registry)
     def login(**kwargs: Any) -> Any:
@@ -115,6 +112,8 @@ def main() -> None:
         settings = Settings.from_environment(environment)
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLogger().level))
+        gc.freeze()  # what the imports made stays for ever: no collection need look at it
+        gc.set_threshold(20_000, 20, 50)
         asyncio.run(run(settings))
     except (MissingSettingError, ConfigurationError) as error:
         sys.exit(f"finetune-operator: {error}")

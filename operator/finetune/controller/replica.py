@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -17,11 +18,12 @@ from aiohttp import web
 
 from finetune.controller import complaints, health, progress
 from finetune.controller.apply import Applier
+from finetune.controller.following import follow
 from finetune.controller.lease import Lease
 from finetune.controller.metrics import Metrics
 from finetune.controller.queue import WorkQueue
 from finetune.controller.reconciler import Reconciler
-from finetune.controller.resources import watched
+from finetune.controller.resources import EVENTS, FINETUNEJOBS, Resource, watched
 from finetune.controller.rest import Api
 from finetune.controller.resync import Resync
 from finetune.controller.senders import Senders
@@ -99,10 +101,10 @@ class Replica:
     async def _run_tasks(self, watch: Watch, stop: asyncio.Event) -> None:
         watches_stop = asyncio.Event()
         tasks = self.health.tasks
-        listed = [asyncio.Event() for _ in self.resync.namespaces]
-        for namespace, event in zip(self.resync.namespaces, listed, strict=True):
-            follower = complaints.follow(self.api, self.store, namespace, self.enqueue, event)
-            tasks[f"events of {namespace or 'the cluster'}"] = asyncio.create_task(follower)
+        listed = [asyncio.Event() for _ in self._followed()]
+        for (resource, namespace), event in zip(self._followed(), listed, strict=True):
+            name = f"{resource.plural} of {namespace or 'the cluster'}"
+            tasks[name] = asyncio.create_task(self._follow(resource, namespace, event))
         if self._reporting:
             tasks["trust"] = asyncio.create_task(self.trust.run())
         tasks["decisions"] = asyncio.create_task(self._decide(listed))
@@ -118,6 +120,21 @@ class Replica:
         for failure in failures:
             if failure is not None:
                 raise failure
+
+    def _followed(self) -> list[tuple[Resource, str | None]]:
+        kinds = (*(resource for resource in self.watched if resource.kind != FINETUNEJOBS.kind), EVENTS)
+        return [(resource, namespace) for resource in kinds for namespace in self.resync.namespaces]
+
+    async def _follow(self, resource: Resource, namespace: str | None, listed: asyncio.Event) -> None:
+        path = resource.path(namespace)
+        if resource is EVENTS:
+            warn = functools.partial(complaints.take_in, self.store, enqueue=self.enqueue)
+            await follow(self.api, path, complaints.WARNINGS, lambda change, item: warn(item), listed=listed)
+        else:
+            query = {"labelSelector": resource.selector}
+            see = functools.partial(self.saw, resource.kind)
+            relisted = functools.partial(self.resync.forget_missing, resource, namespace)
+            await follow(self.api, path, query, see, relisted, listed)
 
     async def _decide(self, listed: list[asyncio.Event]) -> None:
         """Lead: list everything, then let the workers decide; returns when the lease is lost."""

@@ -151,11 +151,14 @@ class Api:
         ) as response:
             if response.status >= 400:
                 raise _error(response.status, await response.read())
-            rest = b""
+            parts: list[bytes] = []
             async for chunk in response.content.iter_any():
-                *lines, rest = (rest + chunk).split(b"\n")
+                *lines, rest = chunk.split(b"\n")
                 for line in lines:
-                    yield orjson.loads(line)
+                    yield orjson.loads(b"".join((*parts, line)))
+                    parts.clear()
+                if rest:
+                    parts.append(rest)
 
     async def _request(
         self,

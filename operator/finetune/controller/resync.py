@@ -86,16 +86,20 @@ class Resync:
             for item in page.get("items") or ():
                 metadata = item["metadata"]
                 seen[metadata["namespace"], metadata["name"]] = metadata["uid"], int(metadata["resourceVersion"])
-            for place, (uid, known_version) in self.store.versions(resource.kind).items():
-                mine = namespace is None or place[0] == namespace
-                if mine and known_version <= version and seen.get(place, ("", 0))[0] != uid:
-                    self._tell(self.store.remove(resource.kind, *place, uid=uid))
+            self.forget_missing(resource, namespace, {uid for uid, _ in seen.values()}, version)
             if self._older(resource, seen):
                 await asyncio.sleep(grace)
                 for place in self._older(resource, seen):
                     behind.add((resource.kind, *place))
                     await self._fetch(resource, *place)
         return behind
+
+    def forget_missing(self, resource: Resource, namespace: str | None, uids: set[str], version: int) -> None:
+        """Remove what a list of that resourceVersion should have held and did not."""
+        for place, (uid, known_version) in self.store.versions(resource.kind).items():
+            mine = namespace is None or place[0] == namespace
+            if mine and known_version <= version and uid not in uids:
+                self._tell(self.store.remove(resource.kind, *place, uid=uid))
 
     def _older(self, resource: Resource, seen: dict[tuple[str, str], tuple[str, int]]) -> list[tuple[str, str]]:
         """What the store has not seen in the version that the server listed."""

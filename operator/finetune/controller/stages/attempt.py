@@ -50,7 +50,7 @@ class Outcome:
     error: StepError | None = None
     waits_for: str = ""
     started: bool = False
-    """Whether a pod of it was seen."""
+    """Whether a pod of it got a node: from then on something may have been done."""
 
     live: bool = False
     """Whether a pod of it may still run."""
@@ -77,7 +77,7 @@ def judge(
         **_checkpoints(states),
     )
     outcome = Outcome(
-        over=False, succeeded=False, attempt=attempt, steps=states, started=pod is not None or child is None, live=live
+        over=False, succeeded=False, attempt=attempt, steps=states, started=child is None or _ran(pod), live=live
     )
     succeeded = any((item.get("status") or {}).get("phase") == "Succeeded" for item in pods)
     if succeeded or (child is not None and _job_condition(child, "Complete", "SuccessCriteriaMet")):
@@ -89,6 +89,10 @@ def judge(
     if live or (child is not None and failure is None):
         return replace(outcome, waits_for=_waits_for(observed, child, pod))
     return _failed(outcome, child, failure, pod)
+
+
+def _ran(pod: Object | None) -> bool:
+    return pod is not None and (bool((pod.get("spec") or {}).get("nodeName")) or bool(container_statuses(pod)))
 
 
 def _waits_for(observed: Observed, child: Object | None, pod: Object | None) -> str:
