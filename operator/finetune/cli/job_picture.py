@@ -85,13 +85,16 @@ def details(job: dict[str, Any]) -> RenderableType:
     for title in ("type", "status", "since", "reason", "message"):
         table.add_column(title, overflow="fold", no_wrap=title != "message")
     for condition in conditions_of(job).values():
+        if condition["status"] == "Unknown" and not condition.get("message"):
+            continue  # nothing is known yet
         since = _ago(condition.get("lastTransitionTime"))
         style = {"True": "green", "False": ""}.get(condition["status"], "dim")
         if condition["type"] == "Failed" and condition["status"] == "True":
             style = "red"
         message = condition.get("message", "")
         table.add_row(condition["type"], condition["status"], since, condition["reason"], message, style=style)
-    parts.append(table)
+    if table.row_count:
+        parts.append(table)
     history = (job.get("status", {}).get("attempts") or {}).get("history")
     if history:
         attempts = Table(title="attempts", title_justify="left", header_style="bold")

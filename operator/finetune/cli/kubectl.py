@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -78,7 +79,10 @@ def _documents(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def _cleaned(stderr: str) -> str:
-    return stderr.strip().removeprefix("error: ").removeprefix("Error from server ") or "kubectl failed"
+    """kubectl's own sentence, without the client library's log lines."""
+    lines = [line for line in stderr.splitlines() if not re.match(r"[EIW][0-9]{4} ", line)]
+    text = re.sub(r"^(error|Error from server)( \([A-Za-z]+\))?: ", "", "\n".join(lines).strip())
+    return text or "kubectl failed"
 
 
 def _hint(stderr: str) -> str:
@@ -86,7 +90,7 @@ def _hint(stderr: str) -> str:
         return "kubectl get ftj -A lists the jobs of all namespaces; choose one with -n."
     if "doesn't have a resource type" in stderr:
         return "The FineTuneJob operator is not installed in this cluster (or kubectl points to another one)."
-    if "connection refused" in stderr or "no such host" in stderr:
+    if "refused" in stderr or "no such host" in stderr or "i/o timeout" in stderr:
         return "Does kubectl reach the cluster? Try: kubectl version"
     return ""
 

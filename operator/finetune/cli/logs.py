@@ -60,8 +60,9 @@ def logs(
 
 
 def _latest(pod: dict[str, Any]) -> str:
-    """The container that started last."""
+    """The container that started last; before any started, the one that everything waits for."""
     status = pod.get("status", {})
     states = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
-    started = [item["name"] for item in states if "running" in item["state"] or "terminated" in item["state"]]
-    return str(started[-1] if started else pod["spec"]["containers"][0]["name"])
+    started = [item["name"] for item in states if "waiting" not in item["state"]]
+    containers = [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]
+    return str(started[-1] if started else containers[0]["name"])

@@ -66,6 +66,7 @@ class Picture:
     lines: list[Line]
     losses: list[float] = field(default_factory=list)
     message: str = ""
+    live: bool = True
     spinner: Spinner = field(default_factory=lambda: Spinner("dots", style="yellow"))
 
     def see_loss(self, loss: object) -> None:
@@ -80,7 +81,9 @@ class Picture:
         table.add_column(no_wrap=True, justify="right", style="dim")
         table.add_column(overflow="fold")
         for line in self.lines:
-            mark = self.spinner if line.state == State.RUNNING else Text(line.state.value, style=STYLES[line.state])
+            mark: RenderableType = Text(line.state.value, style=STYLES[line.state])
+            if self.live and line.state == State.RUNNING:
+                mark = self.spinner
             title = Text(TITLES[line.step], style="bold" if line.state == State.RUNNING else STYLES[line.state])
             seconds = "" if line.seconds is None else duration(line.seconds)
             table.add_row(mark, title, seconds, _words(line))

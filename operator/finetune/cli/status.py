@@ -15,5 +15,7 @@ EXAMPLES = """[cyan]kubectl finetune status my-job[/cyan]
 def status(name: JobName, namespace: Namespace = None, context: Context = None) -> None:
     """Show where a job stands: steps, progress, loss, conditions, attempts."""
     job = Kubectl(namespace, context).job(name)
-    out.print(picture(job))
+    still = picture(job)
+    still.live = False
+    out.print(still)
     out.print(details(job))

@@ -24,14 +24,14 @@ PAUSE = 1.0
 def watch(name: JobName, namespace: Namespace = None, context: Context = None) -> None:
     """Follow a job until it is complete (exit code 0) or failed (1)."""
     kubectl = Kubectl(namespace, context)
-    job, losses = kubectl.job(name), list[float]()
+    job, losses, line = kubectl.job(name), list[float](), ""
     try:
         with Live(picture(job, losses), console=out, refresh_per_second=8) as live:
             for state in _states(kubectl, name, job):
                 job = state
                 live.update(picture(job, losses))
-                if not out.is_terminal:
-                    _print_line(job)
+                if not out.is_terminal and line != (line := _line(job)):
+                    out.print(line, soft_wrap=True)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     if finished(job) is None:
@@ -57,9 +57,10 @@ def _states(kubectl: Kubectl, name: str, job: dict[str, Any]) -> Iterator[dict[s
         yield job
 
 
-def _print_line(job: dict[str, Any]) -> None:
+def _line(job: dict[str, Any]) -> str:
     """What a log file sees instead of a picture."""
     status = job.get("status", {})
     progress = status.get("progress") or {}
-    loss = f" loss {progress['loss']:.4g}" if progress.get("loss") is not None else ""
-    out.print(f"{status.get('phase', 'Pending')} {progress.get('summary', '')}{loss}".rstrip(), soft_wrap=True)
+    loss = f"loss {progress['loss']:.4g}" if progress.get("loss") is not None else ""
+    words = (status.get("phase", "Pending"), progress.get("summary"), loss, status.get("message"))
+    return " ".join(word for word in words if word)
