@@ -1,0 +1,392 @@
+"""What is decided, state by state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from finetune.api.conditions import ConditionType, find, is_true
+from finetune.api.contract import Step
+from finetune.api.status import AttemptOutcome, Phase, Progress
+from finetune.controller.decide import Decision, decide, document
+from finetune.controller.observed import Observed, Warned
+from finetune.controller.stages.pod import PodSettings
+from tests.builders import NOW, Claim, FineTuneJob, Job, Pod, error_report, stamp
+
+SETTINGS = PodSettings(steps_image="steps:1", train_image="train:1")
+
+
+def observe(job: FineTuneJob, *children) -> Observed:
+    items = [child.build() for child in children]
+    return Observed(
+        job=job.build(),
+        jobs=tuple(item for item in items if item["kind"] == "Job"),
+        pods=tuple(item for item in items if item["kind"] == "Pod"),
+        claims=tuple(item for item in items if item["kind"] == "PersistentVolumeClaim"),
+    )
+
+
+def started(**spec) -> FineTuneJob:
+    """A job that was taken up."""
+    job = FineTuneJob().with_spec(**spec)
+    return job.with_status(decide(observe(job), NOW, SETTINGS).status)
+
+
+def prepared(**spec) -> FineTuneJob:
+    """A job whose prepare stage is done."""
+    job = started(**spec)
+    return job.with_status(
+        decide(observe(job, Claim(), Job("prepare"), Pod("prepare").succeeded()), NOW, SETTINGS).status
+    )
+
+
+def trained(**spec) -> FineTuneJob:
+    job = prepared(**spec)
+    return job.with_status(decide(observe(job, Claim(), Job("train"), Pod("train").succeeded()), NOW, SETTINGS).status)
+
+
+def decided(job: FineTuneJob, *children, after: float = 0, **observed) -> Decision:
+    return decide(replace(observe(job, *children), **observed), NOW + timedelta(seconds=after), SETTINGS)
+
+
+def created(decision: Decision) -> list[str]:
+    return [f"{item['kind']}/{item['metadata']['name']}" for item in decision.create]
+
+
+def test_a_job_being_deleted_is_left_to_the_garbage_collector():
+    assert decided(FineTuneJob().deleting()) == Decision()
+
+
+def test_the_first_visit_latches_the_spec_shows_all_conditions_and_starts_the_first_pod():
+    decision = decided(FineTuneJob())
+    assert decision.latch
+    assert decision.status.start_time == NOW
+    assert decision.status.spec_digest.startswith("sha256:")
+    assert {item.type for item in decision.status.conditions} == set(ConditionType)
+    assert created(decision) == ["PersistentVolumeClaim/tune-work", "Job/tune-prepare-1"]
+
+
+def test_nothing_is_written_again_when_the_job_exists_and_its_pod_does_not_yet():
+    assert decided(started(), Claim(), Job("prepare")) == Decision()
+
+
+def test_a_value_without_behaviour_ends_in_a_condition_that_names_the_field():
+    decision = decided(FineTuneJob().with_spec(layout="SinglePod"))
+    failed = find(decision.status.conditions, ConditionType.FAILED)
+    assert failed.reason == "NotImplemented"
+    assert "spec.layout" in failed.message
+    assert not decision.create
+
+
+def test_a_spec_too_long_for_a_pod_is_refused_with_the_remedy():
+    tokens = {"add": [{"content": f"{number:04}" + "x" * 500} for number in range(500)]}
+    decision = decided(FineTuneJob().with_spec(tokens=tokens))
+    assert "tokens.addFrom" in decision.status.message
+    assert find(decision.status.conditions, ConditionType.FAILED).reason == "SpecTooLarge"
+
+
+def test_a_job_created_suspended_is_not_taken_up():
+    decision = decided(FineTuneJob().with_spec(suspend=True))
+    assert decision.status.phase == Phase.SUSPENDED
+    assert decision.status.start_time is None
+    assert not decision.create
+
+
+@pytest.mark.parametrize(
+    ("step", "phase"),
+    [
+        (Step.DOWNLOAD, Phase.DOWNLOADING),
+        (Step.ADD_TOKENS, Phase.ADDING_TOKENS),
+        (Step.RELOAD, Phase.RELOADING),
+        (Step.LOAD_DATASET, Phase.LOADING_DATASET),
+    ],
+)
+def test_the_phase_is_the_container_that_runs(step, phase):
+    decision = decided(started(), Claim(), Job("prepare"), Pod("prepare").on("node-1").running(step))
+    assert decision.status.phase == phase
+    assert decision.progress.step == step
+
+
+def test_what_a_step_reports_is_in_status_as_soon_as_its_container_ends():
+    pod = Pod("prepare").on("node-1").done(Step.DOWNLOAD, commit="abc", sizeBytes=7).running(Step.ADD_TOKENS)
+    status = decided(started(), Claim(), Job("prepare"), pod).status
+    assert (status.model.commit, status.model.size_bytes) == ("abc", 7)
+    assert is_true(status.conditions, ConditionType.MODEL_DOWNLOADED)
+    assert not is_true(status.conditions, ConditionType.TOKENS_ADDED)
+
+
+def test_a_report_that_does_not_fit_the_api_is_dropped_field_by_field():
+    pod = Pod("prepare").on("n").done(Step.DOWNLOAD, commit="abc", sizeBytes="many", evil={"x": 1})
+    status = decided(started(), Claim(), Job("prepare"), pod.running(Step.ADD_TOKENS)).status
+    assert status.model.wire() == {"commit": "abc"}
+
+
+def test_add_tokens_and_reload_both_write_their_part_of_the_tokens():
+    pod = Pod("prepare").on("n").done(Step.ADD_TOKENS, added=2).done(Step.RELOAD, vocabularySize=10)
+    status = decided(started(), Claim(), Job("prepare"), pod.running(Step.LOAD_DATASET)).status
+    assert (status.tokens.added, status.tokens.vocabulary_size) == (2, 10)
+
+
+def test_a_pod_that_succeeded_starts_the_next_stage_before_the_job_controller_says_so():
+    decision = decided(started(), Claim(), Job("prepare"), Pod("prepare").succeeded())
+    assert created(decision) == ["Job/tune-train-1"]
+    assert decision.status.attempts.count == 1
+    assert is_true(decision.status.conditions, ConditionType.DATASET_LOADED)
+
+
+def test_a_finished_stage_is_not_repeated_when_its_job_is_gone():
+    assert created(decided(prepared(), Claim())) == ["Job/tune-train-1"]
+
+
+def test_after_saving_the_job_is_complete():
+    decision = decided(trained(), Claim(), Job("save"), Pod("save").succeeded())
+    assert decision.status.phase == Phase.COMPLETE
+    assert is_true(decision.status.conditions, ConditionType.COMPLETE)
+    assert decision.progress.percent == 100
+
+
+def test_without_tokens_nothing_waits_for_them():
+    job = started(tokens=None)
+    assert find(decided(FineTuneJob().with_spec(tokens=None)).status.conditions, ConditionType.TOKENS_ADDED).reason == (
+        "NotNeeded"
+    )
+    pod = Pod("prepare").succeeded()
+    assert created(decided(job, Claim(), Job("prepare"), pod)) == ["Job/tune-train-1"]
+
+
+def test_a_user_error_fails_the_job_at_once_with_the_steps_own_words():
+    report = error_report(Step.LOAD_DATASET, "UnknownColumn", "column reason is missing", "columns are: a, b")
+    pod = Pod("prepare").on("n").failed(Step.LOAD_DATASET, 65, report)
+    decision = decided(started(), Claim(), Job("prepare").failed_by_rule(2), pod)
+    failed = find(decision.status.conditions, ConditionType.FAILED)
+    assert decision.status.phase == Phase.FAILED
+    assert failed.reason == "UnknownColumn"
+    assert "column reason is missing" in failed.message
+    assert "columns are: a, b" in failed.message
+    assert find(decision.status.conditions, ConditionType.DATASET_LOADED).reason == "UnknownColumn"
+    assert not decision.create
+
+
+def test_a_preempted_attempt_is_followed_at_once_and_costs_nothing():
+    pod = Pod("train").on("n").failed(Step.TRAIN, 75).disrupted()
+    decision = decided(prepared(), Claim(), Job("train").failed_by_rule(0), pod)
+    assert created(decision) == ["Job/tune-train-2"]
+    assert (decision.status.attempts.failures, decision.status.attempts.preemptions) == (0, 1)
+    assert decision.status.attempts.history[-1].outcome == AttemptOutcome.PREEMPTED
+
+
+def test_a_crash_is_followed_after_a_back_off_and_counted():
+    job, children = prepared(), (Claim(), Job("train").failed(), Pod("train").on("n").failed(Step.TRAIN, 1))
+    decision = decided(job, *children)
+    assert not decision.create
+    assert decision.status.attempts.failures == 1
+    assert decision.status.attempts.retry_after == NOW + timedelta(seconds=10)
+    assert decision.again_at == NOW + timedelta(seconds=10)
+    assert "train attempt 2 starts at" in decision.status.message
+    job.with_status(decision.status)
+    assert created(decided(job, *children, after=9)) == []
+    later = decided(job, *children, after=10)
+    assert created(later) == ["Job/tune-train-2"]
+    assert later.status.attempts.failures == 1
+
+
+def test_failures_in_a_row_beyond_the_limit_fail_the_job():
+    job = prepared(retry={"limit": 0})
+    decision = decided(
+        job, Claim(), Job("train").failed(), Pod("train").on("n").failed(Step.TRAIN, 137, "", "OOMKilled")
+    )
+    failed = find(decision.status.conditions, ConditionType.FAILED)
+    assert failed.reason == "OutOfMemory"
+    assert "memory" in failed.message
+    assert "spec.retry.limit is 0" in failed.message
+
+
+def test_an_attempt_is_not_over_while_a_pod_of_it_may_still_run():
+    decision = decided(prepared(), Claim(), Job("train").failed_by_rule(0), Pod("train").on("n").running(Step.TRAIN))
+    assert not decision.create
+
+
+def test_an_attempt_is_not_over_before_the_job_says_so():
+    decision = decided(prepared(), Claim(), Job("train"), Pod("train").on("n").failed(Step.TRAIN, 75))
+    assert not decision.create
+
+
+def test_the_jobs_condition_tells_the_class_when_pod_and_report_are_gone():
+    decision = decided(prepared(), Claim(), Job("train").failed_by_rule(1, code=75))
+    assert decision.status.attempts.preemptions == 1
+    decision = decided(started(), Claim(), Job("prepare").failed_by_rule(2, "load-dataset", 65))
+    assert decision.status.phase == Phase.FAILED
+    assert "load-dataset" in decision.status.message
+
+
+def test_a_job_that_somebody_deleted_is_an_attempt_that_ended():
+    job, pod = prepared(), Pod("train").on("n").running(Step.TRAIN)
+    job.with_status(decided(job, Claim(), Job("train"), pod).status)
+    assert not decided(job, Claim(), pod).create
+    decision = decided(job, Claim())
+    assert decision.status.attempts.history[-1].reason == "JobDeleted"
+    assert decision.status.attempts.retry_after is not None
+
+
+def test_the_schedulers_words_are_the_message():
+    pod = Pod("train").unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
+    decision = decided(prepared(), Claim(), Job("train"), pod)
+    assert decision.status.phase == Phase.PENDING
+    assert decision.status.message == "Unschedulable: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+
+
+def test_a_missing_claim_is_named_with_what_to_do():
+    pod = Pod("prepare").unschedulable('0/1 nodes are available: persistentvolumeclaim "models" not found.')
+    message = decided(started(), Claim(), Job("prepare"), pod).status.message
+    assert message.startswith("waits for the claim models, which does not exist: create it and the job goes on")
+
+
+def test_an_image_that_cannot_be_pulled_is_told_in_the_kubelets_words():
+    pod = Pod("prepare").on("n").waiting(Step.DOWNLOAD, "ImagePullBackOff", "Back-off pulling image x")
+    message = decided(started(), Claim(), Job("prepare"), pod).status.message
+    assert message.startswith("container download-model: ImagePullBackOff: Back-off pulling image x")
+
+
+def test_quota_and_storage_speak_through_events():
+    job = Job("prepare").build()
+    warned = Warned("Job", "tune-prepare-1", job["metadata"]["uid"], "FailedCreate", "exceeded quota: gpus")
+    assert decided(started(), Claim(), Job("prepare"), warnings=(warned,)).status.message == (
+        "the pod cannot be created: FailedCreate: exceeded quota: gpus"
+    )
+    warned = Warned("PersistentVolumeClaim", "tune-work", "job-1-work", "ProvisioningFailed", "no class fast")
+    decision = decided(started(), Claim().pending(), Job("prepare"), warnings=(warned,))
+    assert decision.status.message == "the workspace volume is not provisioned: ProvisioningFailed: no class fast"
+
+
+def test_nothing_starts_while_a_pod_of_the_former_job_runs():
+    decision = decided(FineTuneJob(uid="job-2"), Pod("train", owner="job-1").on("n").running(Step.TRAIN))
+    assert not decision.create
+    assert decision.status.message == "waiting for pod tune-train-1-x of the former job of this name to be gone"
+    assert decision.again_at is not None
+
+
+def test_nothing_starts_while_the_former_jobs_volume_exists():
+    decision = decided(FineTuneJob(uid="job-2"), Claim(owner="job-1").deleting())
+    assert not decision.create
+    assert "volume claim tune-work of the former job" in decision.status.message
+
+
+def test_a_child_that_the_server_will_never_accept_fails_the_job_in_its_words():
+    decision = decided(started(), refused='Job "x" is invalid: limits[memory]: must match')
+    assert decision.status.phase == Phase.FAILED
+    assert "limits[memory]" in decision.status.message
+
+
+def test_a_child_that_the_server_refuses_for_now_is_waited_for():
+    decision = decided(started(), conflicts=("the Job tune-prepare-1 cannot be created: exceeded quota",))
+    assert not decision.create
+    assert decision.status.message.endswith("exceeded quota")
+
+
+def test_a_lost_workspace_is_not_silently_replaced():
+    decision = decided(prepared())
+    assert find(decision.status.conditions, ConditionType.FAILED).reason == "WorkspaceLost"
+    assert not decision.create
+
+
+def test_the_users_own_workspace_claim_is_used_and_not_created():
+    job = started(workspace={"claimName": "mine"})
+    decision = decided(FineTuneJob().with_spec(workspace={"claimName": "mine"}))
+    assert created(decision) == ["Job/tune-prepare-1"]
+    assert created(decided(job)) == ["Job/tune-prepare-1"]
+
+
+class TestSuspension:
+    def test_it_suspends_the_running_job_and_says_so(self):
+        job = prepared().with_spec(suspend=True)
+        decision = decided(job, Claim(), Job("train"), Pod("train").on("n").running(Step.TRAIN))
+        ((child, wanted),) = decision.suspend
+        assert (child.name, wanted) == ("tune-train-1", True)
+        assert decision.status.phase == Phase.TRAINING
+        assert "checkpoint" in decision.status.message
+
+    def test_the_job_stands_still_when_no_pod_is_left(self):
+        job = prepared().with_spec(suspend=True)
+        decision = decided(job, Claim(), Job("train").suspended())
+        assert decision.status.phase == Phase.SUSPENDED
+        assert is_true(decision.status.conditions, ConditionType.SUSPENDED)
+        assert not decision.create
+
+    def test_the_same_job_goes_on(self):
+        job = prepared().with_spec(suspend=True)
+        job.with_status(decided(job, Claim(), Job("train").suspended()).status)
+        decision = decided(job.with_spec(suspend=False), Claim(), Job("train").suspended())
+        ((child, wanted),) = decision.suspend
+        assert (child.name, wanted) == ("tune-train-1", False)
+        assert not decision.create
+
+    def test_between_stages_nothing_is_started(self):
+        decision = decided(prepared().with_spec(suspend=True), Claim())
+        assert decision.status.phase == Phase.SUSPENDED
+        assert not decision.create
+
+
+class TestTime:
+    def test_a_job_beyond_its_deadline_fails_and_its_pods_are_stopped(self):
+        job = started(activeDeadlineSeconds=60)
+        children = (Claim(), Job("prepare"), Pod("prepare").on("n").running(Step.DOWNLOAD))
+        assert decided(job, *children).again_at == NOW + timedelta(seconds=60)
+        decision = decided(job, *children, after=60)
+        assert find(decision.status.conditions, ConditionType.FAILED).reason == "DeadlineExceeded"
+        assert [child.name for child in decision.delete] == ["tune-prepare-1"]
+
+    def test_a_crash_before_the_children_were_stopped_is_made_up_for(self):
+        job = started(activeDeadlineSeconds=60)
+        job.with_status(decided(job, after=60).status)
+        decision = decided(job, Claim(), Job("prepare"), after=61)
+        assert [child.name for child in decision.delete] == ["tune-prepare-1"]
+
+    def test_a_finished_job_is_deleted_when_its_time_has_come(self):
+        job = trained()
+        job.with_status(decided(job, Claim(), Job("save"), Pod("save").succeeded()).status)
+        job.with_spec(ttlSecondsAfterFinished=100)
+        assert decided(job).again_at == NOW + timedelta(seconds=100)
+        (child,) = decided(job, after=100).delete
+        assert (child.kind, child.uid) == ("FineTuneJob", "job-1")
+
+    def test_a_pod_that_does_not_stop_is_named_with_the_remedy(self):
+        pod = Pod("train").on("gone-node").running(Step.TRAIN).deleting(NOW)
+        decision = decided(prepared(), Claim(), Job("train"), pod, after=120)
+        assert "kubectl delete pod tune-train-1-x --force" in decision.status.message
+        assert not decision.create
+
+
+class TestProgress:
+    def test_another_step_starts_anew_but_keeps_the_loss(self):
+        job = trained()
+        status = document(decided(job, Claim(), Job("save")).status or job_status(job))
+        shown = Progress(step="train", percent=100, summary="100% 4/4", loss=0.5)
+        job.with_status({**status, "progress": shown.wire()})
+        decision = decided(job, Claim(), Job("save"), Pod("save").on("n").running(Step.SAVE))
+        assert decision.progress == Progress(step="save", loss=0.5)
+
+    def test_no_time_is_promised_while_nothing_runs(self):
+        job = prepared()
+        shown = Progress(step="train", percent=50, remaining="5m")
+        job.with_status({**document(job_status(job)), "progress": shown.wire()})
+        decision = decided(job, Claim(), Job("train"), Pod("train").on("n").failed(Step.TRAIN, 75))
+        assert decision.progress.remaining == ""
+
+    def test_a_live_checkpoint_counts_when_the_pod_died_without_a_word(self):
+        job = prepared()
+        shown = Progress(step="train", percent=50, checkpoint_step=100)
+        job.with_status({**document(job_status(job)), "progress": shown.wire()})
+        decision = decided(job, Claim(), Job("train").failed(), Pod("train").on("n").failed(Step.TRAIN, 137))
+        assert decision.status.attempts.history[-1].checkpoint_step == 100
+
+
+def job_status(job: FineTuneJob):
+    from finetune.controller.observed import status_of
+
+    return status_of(job.build())
+
+
+def test_stamps_are_in_utc():
+    assert stamp(NOW) == "2026-03-01T12:00:00Z"
