@@ -1,0 +1,180 @@
+"""What the pods of a job may and may not do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from finetune.api.contract import CA_ANNOTATION, JOB_ANNOTATION, StepJob
+from finetune.controller.observed import Observed
+from finetune.controller.stages import pod, prepare, save, train, workspace
+from tests.builders import FineTuneJob
+
+SETTINGS = pod.PodSettings(
+    steps_image="steps:1",
+    train_image="train:1",
+    image_pull_secrets=("registry",),
+    hf_endpoint="http://hub",
+    progress_url="https://operator:8443/",
+    progress_ca="-----BEGIN CERTIFICATE-----",
+)
+STAGES = (prepare, train, save)
+
+
+def observed(job: FineTuneJob | None = None) -> Observed:
+    return Observed(job=(job or FineTuneJob()).build())
+
+
+def pod_of(stage, job: FineTuneJob | None = None) -> dict:
+    return stage.manifest(observed(job), SETTINGS, 1)["spec"]["template"]["spec"]
+
+
+def containers(spec: dict) -> dict[str, dict]:
+    return {item["name"]: item for item in (*spec.get("initContainers", ()), *spec["containers"])}
+
+
+def env(container: dict) -> dict[str, str]:
+    return {item["name"]: item["value"] for item in container["env"]}
+
+
+def mounts(container: dict) -> dict[str, bool]:
+    return {item["mountPath"]: item.get("readOnly", False) for item in container["volumeMounts"]}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_pod_keeps_the_restricted_profile(stage):
+    spec = pod_of(stage)
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["automountServiceAccountToken"] is False
+    for container in containers(spec).values():
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_attempt_is_a_job_that_never_retries_by_itself(stage):
+    job = stage.manifest(observed(), SETTINGS, 3)
+    assert job["metadata"]["name"] == f"tune-{stage.STAGE}-3"
+    assert job["spec"]["backoffLimit"] == 0
+    assert job["spec"]["podReplacementPolicy"] == "Failed"
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    assert [rule["action"] for rule in job["spec"]["podFailurePolicy"]["rules"]] == ["FailJob"] * 3
+    (owner,) = job["metadata"]["ownerReferences"]
+    assert owner["controller"]
+    assert "blockOwnerDeletion" not in owner
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_pod_reads_the_resolved_job(stage):
+    annotations = stage.manifest(observed(), SETTINGS, 2)["spec"]["template"]["metadata"]["annotations"]
+    job = StepJob.model_validate_json(annotations[JOB_ANNOTATION])
+    assert (job.name, job.namespace, job.uid, job.attempt) == ("tune", "team", "job-1", 2)
+    assert annotations[CA_ANNOTATION] == SETTINGS.progress_ca
+
+
+def test_the_prepare_pod_runs_its_steps_in_order():
+    spec = pod_of(prepare)
+    assert [item["name"] for item in spec["initContainers"]] == ["download-model", "add-tokens", "reload-model"]
+    assert [item["image"] for item in spec["initContainers"]] == ["steps:1", "steps:1", "train:1"]
+    assert [item["name"] for item in spec["containers"]] == ["load-dataset"]
+    assert "add-tokens" not in containers(pod_of(prepare, FineTuneJob().with_spec(tokens=None)))
+
+
+def test_only_containers_that_talk_to_stores_see_credentials():
+    job = FineTuneJob().with_spec(credentials=[{"secretName": "token"}])
+    found = {}
+    for stage in STAGES:
+        found |= {name: "envFrom" in item for name, item in containers(pod_of(stage, job)).items()}
+    assert {name for name, sees in found.items() if sees} == {"download-model", "load-dataset", "save-model"}
+
+
+def test_claims_are_read_only_but_for_the_output_of_the_saving_pod():
+    job = FineTuneJob().with_spec(
+        model={"uri": "pvc://models/base"},
+        dataset={"sources": [{"uri": "pvc://data/rows.jsonl"}]},
+        output={"uri": "pvc://models/out"},
+    )
+    steps = containers(pod_of(prepare, job))
+    assert mounts(steps["download-model"])["/claims/models"] is True
+    assert "/claims/data" not in mounts(steps["download-model"])
+    assert mounts(steps["load-dataset"])["/claims/data"] is True
+    assert mounts(containers(pod_of(save, job))["save-model"])["/claims/models"] is False
+    assert not any(path.startswith("/claims") for path in mounts(containers(pod_of(train, job))["train"]))
+
+
+def test_a_missing_output_claim_holds_up_the_prepare_pod_before_any_gpu_is_spent():
+    job = FineTuneJob().with_spec(output={"uri": "pvc://later/out"})
+    claims = [volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod_of(prepare, job)["volumes"]]
+    assert "later" in claims
+
+
+def test_tokens_of_a_configmap_are_mounted_where_the_steps_look():
+    job = FineTuneJob().with_spec(tokens={"addFrom": {"configMap": {"name": "terms", "key": "terms.jsonl"}}})
+    spec = pod_of(prepare, job)
+    (volume,) = [item for item in spec["volumes"] if "configMap" in item]
+    assert volume["configMap"] == {"name": "terms", "items": [{"key": "terms.jsonl", "path": "tokens"}]}
+    assert mounts(containers(spec)["add-tokens"])["/etc/finetune-tokens"] is True
+
+
+def test_the_training_pod_gets_what_the_spec_asks_for():
+    job = FineTuneJob().training(
+        resources={"limits": {"nvidia.com/gpu": "2", "cpu": "8", "memory": "64Gi"}, "requests": {"cpu": "4"}},
+        batchSize=2,
+        nodeSelector={"gpu": "h100"},
+        tolerations=[{"key": "gpu", "operator": "Exists"}],
+        priorityClassName="low",
+        terminationGracePeriodSeconds=77,
+    )
+    spec = pod_of(train, job)
+    container = containers(spec)["train"]
+    assert container["resources"]["requests"] == {"nvidia.com/gpu": "2", "cpu": "4", "memory": "64Gi"}
+    assert spec["nodeSelector"] == {"gpu": "h100"}
+    assert spec["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert (spec["priorityClassName"], spec["terminationGracePeriodSeconds"]) == ("low", 77)
+    assert env(container)["FINETUNE_DEVICES"] == "2"
+    assert env(container)["OMP_NUM_THREADS"] == "4"
+    assert "/dev/shm" in mounts(container)
+
+
+@pytest.mark.parametrize(("cpu", "threads"), [(None, "1"), ("1500m", "1"), ("500m", "1"), ("2", "2"), (3, "3")])
+def test_threads_are_pinned_to_whole_cpus(cpu, threads):
+    job = FineTuneJob().training(resources={"limits": {"cpu": cpu}} if cpu else {})
+    assert env(containers(pod_of(train, job))["train"])["OMP_NUM_THREADS"] == threads
+
+
+def test_every_container_reports_progress_with_a_token_for_nothing_else():
+    for stage in STAGES:
+        spec = pod_of(stage)
+        (volume,) = [item for item in spec["volumes"] if "projected" in item]
+        assert volume["projected"]["sources"][0]["serviceAccountToken"]["audience"] == "finetune.dev"
+        for container in containers(spec).values():
+            assert env(container)["KUBEFLOW_TRAINER_SERVER_URL"] == SETTINGS.progress_url
+
+
+def test_without_a_progress_service_nothing_of_it_is_in_the_pods():
+    settings = pod.PodSettings(steps_image="s", train_image="t")
+    text = json.dumps(train.manifest(observed(), settings, 1))
+    assert "KUBEFLOW" not in text
+    assert "serviceAccountToken" not in text
+
+
+def test_the_hubs_mirror_is_known_to_those_who_download():
+    steps = containers(pod_of(prepare))
+    assert env(steps["download-model"])["HF_ENDPOINT"] == "http://hub"
+    assert "HF_ENDPOINT" not in env(steps["reload-model"])
+
+
+def test_the_workspace_is_what_the_spec_says():
+    job = FineTuneJob().with_spec(
+        workspace={"size": "5Gi", "storageClassName": "fast", "accessModes": ["ReadWriteMany"]}
+    )
+    spec = workspace.manifest(observed(job))["spec"]
+    assert spec == {
+        "accessModes": ["ReadWriteMany"],
+        "resources": {"requests": {"storage": "5Gi"}},
+        "storageClassName": "fast",
+    }

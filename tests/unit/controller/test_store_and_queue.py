@@ -1,0 +1,137 @@
+"""What is remembered, and who is visited when."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from finetune.api import KIND
+from finetune.api.contract import Step
+from finetune.controller.observed import Warned
+from finetune.controller.queue import WorkQueue
+from finetune.controller.store import Store, slim
+from tests.builders import Claim, FineTuneJob, Job, Pod
+
+KEY = ("team", "tune")
+
+
+def test_a_job_is_observed_with_everything_that_carries_its_name():
+    store = Store()
+    for item in (FineTuneJob(), Job("prepare"), Pod("prepare"), Claim(), Job("train", job="other")):
+        store.feed(item.build())
+    observed = store.observe(KEY)
+    assert [len(items) for items in (observed.jobs, observed.pods, observed.claims)] == [1, 1, 1]
+
+
+def test_a_watch_that_lags_does_not_take_back_our_own_writes():
+    store = Store()
+    old, new = Job("prepare").build(), Job("prepare").suspended().build()
+    assert store.feed(new) == KEY
+    assert store.feed(old) is None
+    assert store.get("Job", "team", "tune-prepare-1")["spec"]["suspend"]
+
+
+def test_our_own_write_seen_again_is_no_news():
+    store, job = Store(), FineTuneJob().build()
+    store.feed(job)
+    assert store.feed(job) is None
+
+
+def test_what_was_deleted_does_not_come_back_by_a_late_answer():
+    store, job = Store(), Job("prepare").build()
+    store.feed(job)
+    assert store.remove("Job", "team", "tune-prepare-1", job["metadata"]["uid"]) == KEY
+    assert store.feed(job) is None
+    assert store.get("Job", "team", "tune-prepare-1") is None
+
+
+def test_the_late_deletion_of_a_former_object_does_not_remove_its_namesake():
+    store = Store()
+    store.feed(FineTuneJob(uid="new").build())
+    store.remove(KIND, *KEY, uid="old")
+    assert store.observe(KEY).uid == "new"
+
+
+def test_a_warning_reaches_the_job_whose_child_it_is_about():
+    store, job = Store(), Job("prepare").build()
+    store.feed(FineTuneJob().build())
+    store.feed(job)
+    warned = Warned("Job", "tune-prepare-1", job["metadata"]["uid"], "FailedCreate", "quota")
+    assert store.warn(warned, "team") == KEY
+    assert store.warn(warned, "team") is None
+    assert store.observe(KEY).warnings == (warned,)
+
+
+def test_objects_are_kept_slim():
+    pod = Pod("prepare").running(Step.RELOAD).build()
+    pod["metadata"] |= {"managedFields": ["x" * 1000], "annotations": {"finetune.dev/job": "x" * 1000}}
+    pod["spec"] = {"nodeName": "n", "containers": ["x" * 1000]}
+    assert "x" * 1000 not in str(slim(pod))
+    assert slim(pod)["spec"] == {"nodeName": "n"}
+    assert sys.getsizeof(str(slim(pod))) < 3_000
+
+
+async def test_a_job_is_visited_once_however_often_it_is_added():
+    queue, visits = WorkQueue(), []
+
+    async def visit(key):
+        visits.append(key)
+
+    for _ in range(5):
+        queue.add(KEY)
+    worker = asyncio.create_task(queue.work(visit))
+    await asyncio.sleep(0.01)
+    queue.close()
+    await worker
+    assert visits == [KEY]
+
+
+async def test_two_workers_never_visit_the_same_job_and_news_during_a_visit_are_not_lost():
+    queue, busy, most, visits = WorkQueue(), 0, 0, 0
+
+    async def visit(key):
+        nonlocal busy, most, visits
+        busy, visits = busy + 1, visits + 1
+        most = max(most, busy)
+        if visits == 1:
+            queue.add(key)
+        await asyncio.sleep(0.01)
+        busy -= 1
+
+    workers = [asyncio.create_task(queue.work(visit)) for _ in range(4)]
+    queue.add(KEY)
+    await asyncio.sleep(0.1)
+    queue.close()
+    await asyncio.gather(*workers)
+    assert (most, visits) == (1, 2)
+
+
+async def test_a_delayed_visit_happens_when_it_is_due_and_a_new_time_replaces_the_old():
+    queue, visits = WorkQueue(), []
+
+    async def visit(key):
+        visits.append(key)
+
+    worker = asyncio.create_task(queue.work(visit))
+    queue.add_after(KEY, 60)
+    queue.add_after(KEY, 0.01)
+    await asyncio.sleep(0.1)
+    assert visits == [KEY]
+    queue.close()
+    await worker
+
+
+async def test_closing_finishes_the_visit_under_way_and_begins_no_other():
+    queue, ended = WorkQueue(), []
+
+    async def visit(key):
+        await asyncio.sleep(0.05)
+        ended.append(key)
+
+    worker = asyncio.create_task(queue.work(visit))
+    queue.add(KEY)
+    await asyncio.sleep(0.01)
+    queue.add(("team", "other"))
+    queue.close()
+    await worker
+    assert ended == [KEY]
