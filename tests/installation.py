@@ -10,9 +10,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import models
 from tests.cluster import Cluster
 from tests.cluster.console import step
+from tests.hub import content
 
 ROOT = Path(__file__).parents[1]
 SYSTEM = "finetune-system"
@@ -81,6 +81,8 @@ def _helm_install(installation: Installation) -> None:
         RELEASE,
         ROOT / "charts/finetune-operator",
         "--create-namespace",
+        "--take-ownership",  # the integration tests apply the definition by themselves
+        "--force-conflicts",
         "--values",
         file,
         "--wait",
@@ -102,7 +104,7 @@ def hub_folder(cluster: Cluster) -> Path:
 
 def _serve_hub(installation: Installation) -> None:
     cluster = installation.cluster
-    models.hub(hub_folder(cluster))
+    content.write(hub_folder(cluster))
     shutil.copy(ROOT / "tests/hub/server.py", hub_folder(cluster) / "server.py")
     labels = {"app": HUB}
     documents = [
@@ -121,7 +123,16 @@ def _serve_hub(installation: Installation) -> None:
                             {
                                 "name": HUB,
                                 "image": installation.steps_image,
-                                "command": ["python", "/hub/server.py", "--root", "/hub", "--port", "8000"],
+                                "command": [
+                                    "python",
+                                    "/hub/server.py",
+                                    "--root",
+                                    "/hub",
+                                    "--port",
+                                    "8000",
+                                    "--rules",
+                                    "/hub/rules.json",
+                                ],
                                 "env": [{"name": "PYTHONDONTWRITEBYTECODE", "value": "1"}],
                                 "readinessProbe": {"tcpSocket": {"port": 8000}, "periodSeconds": 1},
                                 "volumeMounts": [{"name": "hub", "mountPath": "/hub", "readOnly": True}],
