@@ -55,6 +55,14 @@ def make_plan(
     sources = {item.content: _source(item, default, vocabulary) for item in new}
     added = _add(vocabulary, new)
     mended = keep_decodable(vocabulary.tokenizer, (item.token.content for item in added))
+    for item, came_back in vocabulary.unfaithful(added):
+        place = next(asked.place for asked in new if asked.content == item.token.content)
+        raise StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "InvalidToken",
+            f"{place}: {item.token.content!r} would come back from this model's tokenizer as {came_back!r}",
+            "Choose a text that the tokenizer keeps; or leave `normalized` false.",
+        )
     inits: dict[int, Init] = {}
     records, warnings = [], []
     for item in added:

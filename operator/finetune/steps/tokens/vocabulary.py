@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,19 @@ class Vocabulary:
         self.length = max(self._names, default=-1) + 1
         self.size = len(self._names)
         return added
+
+    def unfaithful(self, added: Iterable[Added]) -> Iterator[tuple[Added, str]]:
+        """Tokens that are not one id, or whose id does not come back as their text, with what comes back.
+
+        Some decoders take a space off the front of a text, so a token is decoded after itself.
+        """
+        for item in added:
+            content = item.token.content
+            twice = self.tokenizer.decode([item.id, item.id], skip_special_tokens=False)
+            if twice not in (content * 2, (content * 2).removeprefix(" ")):
+                yield item, self.tokenizer.decode([item.id], skip_special_tokens=False)
+            elif self.encode(content) != [item.id]:
+                yield item, " + ".join(map(repr, self.tokenizer.encode(content, add_special_tokens=False).tokens))
 
     def _complete(self, declared: dict[int, AddedToken]) -> None:
         for id_, token in sorted(declared.items()):

@@ -1,0 +1,128 @@
+"""Any set of tokens: one id each, in order, and text comes back as it was."""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer
+
+from finetune.api.spec import NewToken
+from finetune.steps.tokens.byte_level import keep_decodable
+from finetune.steps.tokens.vocabulary import Collision, Vocabulary
+from tests.models import CORPUS, tiny
+
+
+@cache
+def byte_level() -> str:
+    return (tiny(Path(mkdtemp())) / "tokenizer.json").read_text()
+
+
+@cache
+def byte_fallback() -> str:
+    """As in Llama 2: a space marker, and bytes for what the vocabulary lacks."""
+    alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<unk>", "<s>", "</s>", *alphabet], show_progress=False
+    )
+    tokenizer.train_from_iterator([line.replace(" ", "▁") for line in CORPUS.splitlines()], trainer)
+    return str(tokenizer.to_str())
+
+
+@cache
+def unigram() -> str:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS.splitlines(), trainer)
+    return str(tokenizer.to_str())
+
+
+KINDS = {"byte-level": byte_level, "byte-fallback": byte_fallback, "unigram": unigram}
+
+texts = st.text(st.characters(exclude_categories=("Cc", "Cs", "Cn", "Co")), min_size=1, max_size=12).filter(
+    lambda text: text.strip()
+)
+words = st.one_of(texts, st.sampled_from(["café", "é", "naïve", "Müller", "<think>", "the", " the", "a b", "Ġ", "▁x"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(contents=st.lists(words, min_size=1, max_size=12, unique=True), special=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_any_tokens_get_ids_in_order_and_come_back(kind: str, contents: list[str], special: bool) -> None:
+    vocabulary = Vocabulary(Tokenizer.from_str(KINDS[kind]()))
+    length = vocabulary.length
+    old = {text: vocabulary.encode(text) for text in CORPUS.splitlines()}
+    present = vocabulary.ids_of(contents)
+    new = [NewToken(content=content, special=special) for content in contents if content not in present]
+    try:
+        added = vocabulary.add(new)
+    except Collision as collision:
+        assert str(collision) in Tokenizer.from_str(KINDS[kind]()).get_vocab()
+        assume(False)
+    keep_decodable(vocabulary.tokenizer, [item.token.content for item in added])
+    again = Tokenizer.from_str(vocabulary.tokenizer.to_str())
+    assert [item.id for item in added] == list(range(length, length + len(new)))
+    assert vocabulary.length == length + len(new)
+    refused = {item.token.content for item, _ in vocabulary.unfaithful(added)}
+    assert all("▁" in content for content in refused) and (kind != "byte-level" or not refused)
+    for item in added:
+        text = item.token.content
+        assert again.encode(text, add_special_tokens=False).ids == [item.id]
+        assert item.id not in item.pieces
+        if text not in refused:
+            # Llama 2's decoder takes one space off the front of whatever it decodes, of old tokens alike
+            assert again.decode([item.id], skip_special_tokens=False) in (text, text.removeprefix(" "))
+            assert again.decode([length - 1, item.id], skip_special_tokens=False).endswith(text)
+    for text, ids in old.items():
+        if not any(content in text for content in contents):
+            assert again.encode(text, add_special_tokens=False).ids == ids
+
+
+@pytest.mark.parametrize(
+    ("content", "spaced"),
+    [("infarction", True), ("<think>", False), ("心筋", False), ("한국", True), ("7th", True), ("ไทย", False)],
+)
+def test_pieces_have_the_form_of_running_text(content: str, spaced: bool) -> None:
+    vocabulary = Vocabulary(Tokenizer.from_str(byte_level()))
+    pieces, leading_space = vocabulary.pieces(content)
+    assert leading_space is spaced
+    assert vocabulary.tokenizer.decode(list(pieces)) == (" " if spaced else "") + content
+    sentence = vocabulary.encode(f"An {content}" if spaced else f"An\n{content}")
+    assert tuple(sentence[-len(pieces) :]) == pieces
+
+
+@pytest.mark.parametrize("kind", ["byte-fallback", "unigram"])
+def test_a_tokenizer_that_puts_the_space_itself_gets_no_second_one(kind: str) -> None:
+    vocabulary = Vocabulary(Tokenizer.from_str(KINDS[kind]()))
+    pieces, leading_space = vocabulary.pieces("model")
+    assert leading_space and pieces == tuple(vocabulary.encode("model"))
+
+
+def test_latin_words_survive_a_byte_level_decoder_also_through_transformers(tmp_path: Path) -> None:
+    tiny(tmp_path)
+    vocabulary = Vocabulary.read(tmp_path)
+    contents = ["café", "Müller", "x.y-é", "plain"]
+    vocabulary.add([NewToken(content=content) for content in contents])
+    broken = vocabulary.tokenizer.decode([384], skip_special_tokens=False)
+    assert broken != "café" and unicodedata.normalize("NFC", broken) != "café"
+    assert keep_decodable(vocabulary.tokenizer, contents) == ["café", "Müller", "x.y-é"]
+    vocabulary.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    for content in contents:
+        text = f"Un {content}, 水 café"
+        assert tokenizer.decode(tokenizer.encode(text)) == text
