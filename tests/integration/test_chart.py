@@ -68,6 +68,21 @@ def test_the_api_server_accepts_every_object_with_no_warning(cluster, values):
     assert "Warning" not in answer.stderr
 
 
+def test_what_is_off_by_default_renders_when_asked_for(cluster):
+    assert not of_kind(rendered(cluster), "PodMonitor")
+    assert not of_kind(rendered(cluster), "PodDisruptionBudget")
+    documents = rendered(
+        cluster, "--set", "metrics.podMonitor.enabled=true,metrics.podMonitor.labels.team=ml,replicas=3"
+    )
+    (monitor,) = of_kind(documents, "PodMonitor")
+    assert monitor["metadata"]["labels"]["team"] == "ml"
+    (budget,) = of_kind(documents, "PodDisruptionBudget")
+    (deployment,) = of_kind(documents, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
 def test_kustomize_builds(cluster):
     documents = list(yaml.safe_load_all(cluster.kubectl("kustomize", ROOT / "manifests").stdout))
     assert of_kind(documents, "Deployment")

@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from importlib.util import find_spec
 
 from finetune.api.contract import DEVICES
 from finetune.api.spec import FineTuneJobSpec
 
 GPU = "nvidia.com/gpu"
+
+
+STEPS_NEED = ("tokenizers", "datasets", "torch", "transformers")
+
+
+def absent_packages() -> list[str]:
+    """What the steps import and this environment lacks."""
+    return [name for name in STEPS_NEED if find_spec(name) is None]
 
 
 def gpus() -> int:

@@ -72,6 +72,11 @@ def run(
         refuse(error)
     if not specs:
         fail(f"{file} holds no FineTuneJob named {name}", ExitCode.USAGE)
+    if absent := machine.absent_packages():
+        hint = "Install them with: pip install 'finetune-operator[cli,train]'"
+        fail(
+            f"the steps need {', '.join(absent)}, and this environment has none of it", ExitCode.BAD_CONFIGURATION, hint
+        )
     places = dict(_claim(text) for text in claim or ())
     for job, spec in specs:
         if model:
