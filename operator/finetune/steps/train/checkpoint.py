@@ -1,0 +1,228 @@
+"""Checkpoints: complete or absent, and never silently a fresh start.
+
+A checkpoint is written as `step-N.partial`. When everything is in it, a marker goes in that lists every file with its
+size, all is flushed to disk, and a rename gives it its name. What was interrupted has no marker and is removed at the
+next start; what has a marker but not its files is an error or a step back, both said aloud.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from finetune.api.contract import ExitCode
+from finetune.steps.failure import StepFailure
+from finetune.steps.staging import make_durable
+
+MARKER = "COMPLETE"
+
+REQUIRED = {
+    "weights": r"model(-\d+-of-\d+)?\.safetensors",
+    "optimizer state": r"optimizer\.pt",
+    "scheduler state": r"scheduler\.pt",
+    "random state": r"rng_state(_\d+)?\.pth",
+    "trainer state": r"trainer_state\.json",
+}
+"""What a run cannot go on without: a pattern of file names for each piece."""
+
+SPARE = 64 << 20
+"""Bytes that stay free on the disk beside a new checkpoint."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint."""
+
+    folder: Path
+    marker: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """The optimizer step after which it was written."""
+        return int(self.marker["step"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The environment it was written in."""
+        return dict(self.marker["facts"])
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What the run knew about itself: seconds, tokens, resumptions, exactness."""
+        return dict(self.marker["run"])
+
+    def status(self) -> dict[str, Any]:
+        """For `status.training.checkpoint`."""
+        return {"step": self.step, "time": self.marker["time"]}
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run, in one folder."""
+
+    folder: Path
+    keep: int
+    inputs: dict[str, Any]
+    """What the run depends on; a checkpoint with other inputs is refused."""
+
+    def newest(self) -> Checkpoint | None:
+        """The checkpoint to go on from; None only when there has never been one. Removes what was interrupted."""
+        self._clear()
+        damaged = []
+        for checkpoint in self._complete():
+            self._verify_inputs(checkpoint)
+            self._verify_pieces(checkpoint)
+            if torn := _torn(checkpoint):
+                damaged.append(f"{checkpoint.folder.name} ({torn})")
+                log.error("%s is damaged: %s. Going back to the one before.", checkpoint.folder, torn)
+                continue
+            for name in damaged:
+                self._remove(self.folder / name.partition(" ")[0])
+            return checkpoint
+        if damaged:
+            raise StepFailure(
+                ExitCode.BAD_DATA,
+                "CheckpointDamaged",
+                f"every checkpoint in {self.folder} is damaged: {', '.join(damaged)}",
+                f"Restore the volume, or empty {self.folder} to train from the beginning.",
+            )
+        return None
+
+    def begin(self, step: int, needed: int) -> Path:
+        """An empty folder for the checkpoint after `step`, once `needed` bytes fit on the disk."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f"step-{step}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        if self._free() < needed + SPARE:
+            for old in list(self._complete())[1:]:
+                self._remove(old.folder)
+        if (free := self._free()) < needed + SPARE:
+            newest = next(self._complete(), None)
+            raise StepFailure(
+                ExitCode.BAD_CONFIGURATION,
+                "DiskFull",
+                f"the checkpoint after step {step} needs {_size(needed + SPARE)}, {_size(free)} are free in "
+                f"{self.folder}" + (f"; the one after step {newest.step} is safe" if newest else ""),
+                "Enlarge spec.workspace.size (or the claim), or lower spec.training.checkpoint.keep.",
+                result={"checkpoint": newest.status()} if newest else None,
+            )
+        partial.mkdir()
+        return partial
+
+    def seal(self, partial: Path, facts: dict[str, Any], run: dict[str, Any]) -> Checkpoint:
+        """Make the written folder a complete checkpoint and remove those beyond `keep`."""
+        folder = partial.with_suffix("")
+        marker = {
+            "step": int(folder.name.removeprefix("step-")),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "inputs": self.inputs,
+            "facts": facts,
+            "run": run,
+            "files": {path.name: path.stat().st_size for path in sorted(partial.iterdir())},
+        }
+        (partial / MARKER).write_text(json.dumps(marker, indent=1))
+        make_durable(partial)
+        self._remove(folder)
+        partial.rename(folder)
+        make_durable_name(self.folder)
+        for old in list(self._complete())[self.keep :]:
+            self._remove(old.folder)
+        return Checkpoint(folder, marker)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest complete checkpoint, unverified."""
+        return next(self._complete(), None)
+
+    def _complete(self) -> Iterator[Checkpoint]:
+        """Complete checkpoints, newest first."""
+        folders = [path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+        for folder in sorted(folders, key=lambda path: -int(path.name.removeprefix("step-"))):
+            if (marker := _marker(folder)) is not None:
+                yield Checkpoint(folder, marker)
+
+    def _clear(self) -> None:
+        for path in self.folder.glob("step-*"):
+            if _marker(path) is None:
+                log.warning("%s was interrupted and is removed", path)
+                shutil.rmtree(path)
+
+    def _remove(self, folder: Path) -> None:
+        """Without its marker first: interrupted, the rest counts as nothing."""
+        (folder / MARKER).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self.folder).free
+
+    def _verify_inputs(self, checkpoint: Checkpoint) -> None:
+        others = checkpoint.marker["inputs"]
+        for name, value in self.inputs.items():
+            if others.get(name) != value:
+                raise StepFailure(
+                    ExitCode.BAD_CONFIGURATION,
+                    "CheckpointOfAnotherRun",
+                    f"{checkpoint.folder} was made with another {name}: {_difference(others.get(name), value)}",
+                    f"Empty {self.folder} to train from the beginning, or restore what the checkpoint was made with.",
+                )
+
+    def _verify_pieces(self, checkpoint: Checkpoint) -> None:
+        listed = checkpoint.marker["files"]
+        missing = [
+            piece for piece, pattern in REQUIRED.items() if not any(re.fullmatch(pattern, name) for name in listed)
+        ]
+        missing += [name for name in listed if not (checkpoint.folder / name).exists()]
+        if missing:
+            raise StepFailure(
+                ExitCode.BAD_DATA,
+                "CheckpointIncomplete",
+                f"{checkpoint.folder} lacks {', '.join(missing)}",
+                f"Restore it, or remove {checkpoint.folder} to go on from an older checkpoint, if there is one.",
+            )
+
+
+def make_durable_name(folder: Path) -> None:
+    """Flush a folder's list of names."""
+    import os
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _marker(folder: Path) -> dict[str, Any] | None:
+    if folder.suffix == ".partial":
+        return None
+    try:
+        marker = json.loads((folder / MARKER).read_text())
+    except (OSError, ValueError):
+        return None
+    return marker if isinstance(marker, dict) else None
+
+
+def _torn(checkpoint: Checkpoint) -> str | None:
+    for name, size in checkpoint.marker["files"].items():
+        if (found := (checkpoint.folder / name).stat().st_size) != size:
+            return f"{name} has {found} bytes instead of {size}"
+    return None
+
+
+def _difference(old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        return ", ".join(f"{key} {old.get(key)} instead of {new.get(key)}" for key in changed)
+    return f"{old} instead of {new}"
+
+
+def _size(count: int) -> str:
+    return f"{count / (1 << 30):.2f} GiB"

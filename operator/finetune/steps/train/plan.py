@@ -1,0 +1,103 @@
+"""What a training run comes to, worked out before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.api.contract import DEVICES, ExitCode, Layout, StepJob
+from finetune.api.spec import Training
+from finetune.steps.base import base_model
+from finetune.steps.failure import StepFailure
+from finetune.steps.staging import MANIFEST, digest, published
+
+DECISIVE = (
+    "objective",
+    "method",
+    "lora",
+    "epochs",
+    "max_steps",
+    "batch_size",
+    "learning_rate",
+    "schedule",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "optimizer",
+    "seed",
+    "embedding_warmup",
+)
+"""The settings that define the run: a checkpoint made with others belongs to another run."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes and identity of the run."""
+
+    training: Training
+    model: Path
+    devices: int
+    examples: int
+    validation_examples: int
+    inputs: dict[str, Any]
+    """What the trained model depends on: model, data, training."""
+
+    @classmethod
+    def of(cls, job: StepJob, layout: Layout) -> Plan:
+        """The plan for the workspace as it is; a StepFailure when an earlier step is missing."""
+        training = job.spec.training
+        data = published(layout.dataset)
+        model = base_model(layout)
+        for found, step, folder in ((data, "load-dataset", layout.dataset), (model.is_dir(), "download", model)):
+            if not found:
+                raise StepFailure(
+                    ExitCode.NO_INPUT, "StepMissing", f"{folder} is not there", f"Run `finetune-step {step}` first."
+                )
+        assert data is not None
+        devices = int(os.environ.get(DEVICES) or (training.resources.limits or {}).get("nvidia.com/gpu") or 1)
+        if training.batch_size % (training.micro_batch_size * devices):
+            raise StepFailure(
+                ExitCode.BAD_CONFIGURATION,
+                "BatchSizeDoesNotDivide",
+                f"spec.training.batchSize: {training.batch_size} is not divisible by microBatchSize "
+                f"{training.micro_batch_size} x {devices} devices",
+                "Choose a multiple, so that gradient accumulation keeps the batch that you asked for.",
+            )
+        return cls(
+            training=training,
+            model=model,
+            devices=devices,
+            examples=data["examples"],
+            validation_examples=data["validationExamples"],
+            inputs={
+                "model": model_identity(model),
+                "data": data["digest"],
+                "training": training.model_dump(mode="json", by_alias=True, include=set(DECISIVE)),
+            },
+        )
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per optimizer step and device."""
+        return self.training.batch_size // (self.training.micro_batch_size * self.devices)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.training.max_steps is not None:
+            return self.training.max_steps
+        batches = math.ceil(math.ceil(self.examples / self.training.micro_batch_size) / self.devices)
+        assert self.training.epochs is not None
+        return max(1, math.ceil(self.training.epochs * math.ceil(batches / self.accumulation)))
+
+
+def model_identity(folder: Path) -> str:
+    """A digest of what the model was made from, or of its files' names and sizes where no step of ours made it."""
+    try:
+        return str(json.loads((folder / MANIFEST).read_text())["inputs"])
+    except (OSError, KeyError, json.JSONDecodeError):
+        return digest(sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file()))

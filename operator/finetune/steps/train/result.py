@@ -1,0 +1,99 @@
+"""What a finished run leaves: the model in its own type, and a record of how it came about."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.steps.staging import MANIFEST
+from finetune.steps.train.plan import Plan
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf")
+NOT_COPIED = (*WEIGHTS, MANIFEST, "README.md", ".gitattributes", ".inputs")
+LAST = 10
+"""Steps over which the reported loss is averaged."""
+
+RECORDED = 10_000
+"""Steps of the loss curve that are kept; longer runs are thinned."""
+
+
+def write_model(model: Any, base: Path, folder: Path) -> None:
+    """The weights in the base's type, and every other file as the base has it.
+
+    The architecture did not change, so configuration, tokenizer and chat template are the base's own files, byte for
+    byte: nothing that this version of transformers would write differently gets in.
+    """
+    model.to(base_dtype(base))
+    model.save_pretrained(folder)
+    for path in base.iterdir():
+        if path.is_file() and not any(path.match(pattern) for pattern in NOT_COPIED):
+            shutil.copyfile(path, folder / path.name)
+
+
+def base_dtype(base: Path) -> torch.dtype:
+    """The type of the base's weights, as its configuration says; bfloat16 where it is silent."""
+    config = json.loads((base / "config.json").read_text())
+    nested = config.get("text_config", {})
+    name = next((c[key] for c in (config, nested) for key in ("dtype", "torch_dtype") if c.get(key)), "bfloat16")
+    dtype = getattr(torch, str(name), None)
+    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.bfloat16
+
+
+def summary(state: Any, run: dict[str, Any]) -> dict[str, Any]:
+    """The wire form of TrainingStatus, without the checkpoint."""
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    validation = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+    result = {"steps": state.global_step, "exact": run["exact"]}
+    if losses:
+        result["loss"] = sum(losses[-LAST:]) / len(losses[-LAST:])
+    return result | ({"validationLoss": validation[-1]} if validation else {})
+
+
+def write_record(path: Path, plan: Plan, state: Any, run: dict[str, Any], facts: dict[str, Any]) -> None:
+    """training.json: hyper-parameters, loss curve, time, throughput, memory, resumptions, environment."""
+    record = {
+        "hyperparameters": plan.training.wire(),
+        "steps": state.global_step,
+        "examples": plan.examples,
+        "history": _history(state.log_history),
+        "seconds": run["seconds"],
+        "tokens": run["tokens"],
+        "tokensPerSecond": round(run["tokens"] / run["seconds"], 1) if run["seconds"] else None,
+        "peakMemoryBytes": _peak_memory(),
+        "resumptions": run["resumptions"],
+        "exact": run["exact"],
+        "changes": run["changes"],
+        "environment": facts,
+    }
+    path.write_text(json.dumps(record, indent=1))
+
+
+def _history(log: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """One entry for each step that was logged or evaluated, thinned to `RECORDED`."""
+    names = {
+        "loss": "loss",
+        "learning_rate": "learningRate",
+        "grad_norm": "gradientNorm",
+        "eval_loss": "validationLoss",
+    }
+    entries: dict[int, dict[str, float]] = {}
+    for item in log:
+        found = {name: item[key] for key, name in names.items() if key in item}
+        if found:
+            entries.setdefault(item["step"], {"step": item["step"]}).update(found)
+    stride = -(-len(entries) // RECORDED) or 1
+    steps = sorted(entries)
+    return [
+        entries[step] for index, step in enumerate(steps) if index % stride == 0 or "validationLoss" in entries[step]
+    ]
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,177 @@
+"""`finetune-step train`: starts the training processes, passes on a request to stop, and says how it ended.
+
+This process never imports torch: it is there within a fraction of a second, takes the signal that a pod gets, and turns
+whatever becomes of the workers into the right exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from finetune.api.contract import CLAIMS, DEVICES, JOB_FILE, WORKSPACE, ExitCode, Layout, Step, StepJob, StepReport
+from finetune.steps.failure import StepFailure
+from finetune.steps.staging import published
+from finetune.steps.train.checkpoint import Checkpoint, Checkpoints
+from finetune.steps.train.environment import pinned
+from finetune.steps.train.outcome import Outcome, read_outcomes
+from finetune.steps.train.plan import Plan
+from finetune.steps.train.stop import PREEMPTED, die_with_parent
+
+WORKER = "finetune.steps.train.worker"
+
+log = logging.getLogger(__name__)
+
+
+def run(job: StepJob, layout: Layout) -> StepReport:
+    """Train into `trained/`, from the newest complete checkpoint if there is one."""
+    plan = Plan.of(job, layout)
+    if (done := published(layout.trained, plan.inputs)) is not None:
+        return StepReport(step=Step.TRAIN, result={**done, "reused": True})
+    checkpoints = Checkpoints(layout.checkpoints, job.spec.training.checkpoint.keep, plan.inputs)
+    newest = checkpoints.newest()
+    resumed = newest.step if newest else 0
+    folder = layout.checkpoints / ".run"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(job.model_dump_json(by_alias=True, exclude_none=True))
+    with _workers(plan.devices, folder, _environment(layout, folder, plan, newest)) as workers:
+        returned = workers.wait()
+    outcome = _outcome(returned, workers.stopped, read_outcomes(folder), checkpoints, plan.devices)
+    shutil.rmtree(folder, ignore_errors=True)
+    if outcome.error is None and outcome.code == ExitCode.OK:
+        return StepReport(step=Step.TRAIN, result=published(layout.trained, plan.inputs), resumed_from_step=resumed)
+    assert outcome.error is not None
+    raise StepFailure(
+        outcome.code,
+        outcome.error.reason,
+        outcome.error.message,
+        outcome.error.hint,
+        result=outcome.result,
+        resumed_from_step=resumed,
+    )
+
+
+class _Workers:
+    """The running training processes, as one."""
+
+    def __init__(self, process: subprocess.Popen[bytes], several: bool) -> None:
+        self.stopped = False
+        self._process = process
+        self._several = several
+
+    def wait(self) -> int:
+        """Their common exit code; negative for a signal."""
+        return self._process.wait()
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """A signal handler that passes the request on. torchrun itself would grant its workers 30 seconds only, so it
+        is asked only before it has any."""
+        self.stopped = True
+        for process in (_children(self._process.pid) if self._several else []) or [self._process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _workers(devices: int, folder: Path, environment: dict[str, str]) -> Iterator[_Workers]:
+    """Start one worker, or one for each device under torchrun, and pass on signals while they run."""
+    command = [sys.executable, "-m"]
+    if devices > 1:
+        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={devices}", "-m"]
+    # A request to stop that comes between the fork and the handlers must not be lost either.
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.pthread_sigmask(signal.SIG_BLOCK, former)
+    try:
+        process = subprocess.Popen(
+            [*command, WORKER, str(folder)],
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_in_the_child,
+        )
+        workers = _Workers(process, devices > 1)
+        for number in former:
+            signal.signal(number, workers.stop)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, former)
+    try:
+        yield workers
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _in_the_child() -> None:
+    die_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+
+
+def _environment(layout: Layout, folder: Path, plan: Plan, newest: Checkpoint | None) -> dict[str, str]:
+    recorded: dict[str, Any] = newest.facts.get("pinned", {}) if newest else {}
+    settings = {
+        JOB_FILE: str(folder / "job.json"),
+        WORKSPACE: str(layout.workspace),
+        CLAIMS: str(layout.claims),
+        DEVICES: str(plan.devices),
+        "HF_HUB_OFFLINE": "1",
+        "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return {**os.environ, **settings, **pinned(os.environ, recorded, plan.devices)}
+
+
+def _children(process: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _outcome(returned: int, stopped: bool, outcomes: list[Outcome], checkpoints: Checkpoints, expected: int) -> Outcome:
+    """How the run ended, from what the workers left and how they went."""
+    if outcomes and outcomes[0].code not in (ExitCode.OK, ExitCode.PREEMPTED):
+        return outcomes[0]
+    if returned == 0 and len(outcomes) == expected and all(outcome.code == ExitCode.OK for outcome in outcomes):
+        return outcomes[0]
+    preempted = [outcome for outcome in outcomes if outcome.code == ExitCode.PREEMPTED]
+    if preempted and (stopped or returned in (0, PREEMPTED)):
+        return preempted[0]
+    if stopped or returned == PREEMPTED:
+        return Outcome.of(_preempted(checkpoints.latest()))
+    if returned == -signal.SIGKILL:
+        return Outcome.of(
+            StepFailure(
+                ExitCode.UNAVAILABLE,
+                "OutOfMemory",
+                "the training process was killed (SIGKILL), most likely for want of memory",
+                "Raise memory in spec.training.resources.limits, or lower microBatchSize or spec.dataset.maxLength.",
+            )
+        )
+    how = f"by signal {signal.Signals(-returned).name}" if returned < 0 else f"with exit code {returned}"
+    return Outcome.of(
+        StepFailure(ExitCode.UNAVAILABLE, "Crashed", f"the training process ended {how}", "The pod's log says more.")
+    )
+
+
+def _preempted(newest: Checkpoint | None) -> StepFailure:
+    where = f"the checkpoint after step {newest.step} is the newest" if newest else "there is no checkpoint yet"
+    return StepFailure(
+        ExitCode.PREEMPTED,
+        "Preempted",
+        f"stopped on request before training went on; {where}",
+        "The operator goes on from there.",
+        result={"checkpoint": newest.status()} if newest else None,
+    )
