@@ -146,7 +146,13 @@ def _prove_tokens(tokenizer: Any, records: Sequence[TokenRecord], rows: int) -> 
             [*ids, *ids], skip_special_tokens=not record.special, clean_up_tokenization_spaces=False
         )
         if text not in (record.content * 2, (record.content * 2).removeprefix(" ")):
-            raise NotProven(f"{record.content!r}, twice, comes back as {text!r}")
+            raise StepFailure(
+                ExitCode.BAD_CONFIGURATION,
+                "TokenNotDecodable",
+                f"{record.content!r} is one token, but transformers' class for this model "
+                f"({type(tokenizer).__name__}) decodes it as {tokenizer.decode(ids)!r}",
+                f"Write the token with the space before it ({' ' + record.content!r}): that comes back whole.",
+            )
 
 
 def _prove_old_text(tokenizer: Any, base: Any, records: Sequence[TokenRecord]) -> None:

@@ -94,6 +94,26 @@ def test_a_tokenizer_without_the_tokens_is_found(tmp_path: Path) -> None:
     assert "'<think>' is encoded as" in failure(tmp_path).error.message
 
 
+def test_a_class_that_breaks_a_token_is_named_with_a_way_out(tmp_path: Path) -> None:
+    """transformers' own class for Qwen2 ignores tokenizer.json's decoder."""
+
+    def make(partial: Path) -> dict[str, Any]:
+        config = json.loads((tiny(partial) / "config.json").read_text())
+        (partial / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
+        return {}
+
+    publish(layout(tmp_path).model, "base", make)
+    report_of(add_tokens, tmp_path, THINK)
+    with pytest.raises(StepFailure) as caught:
+        report_of(reload, tmp_path, THINK)
+    error = caught.value.error
+    assert error.reason == "TokenNotDecodable" and "'café'" in error.message and "' café'" in error.hint
+    report_of(add_tokens, tmp_path, {"tokens": {"add": [{"content": " café"}]}})
+    folder = tmp_path / "prepared"
+    tokenizer = reload.TRANSFORMERS.AutoTokenizer.from_pretrained(folder)
+    reload._prove_tokens(tokenizer, reload.read_record(folder), 448)
+
+
 def test_a_model_larger_than_memory_is_proven_by_structure_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
