@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -45,6 +44,13 @@ class OperatorProcess:
         }
         self.process: subprocess.Popen[bytes] | None = None
 
+    def progress_at(self, host: str) -> None:
+        """Serve live progress, reachable at that address."""
+        self._environment["FINETUNE_PROGRESS_URL"] = f"https://{host}:{self.progress_port}/"
+
+    def tail(self) -> str:
+        return self.log.read_text()[-4000:]
+
     def start(self, *, ready: bool = True) -> OperatorProcess:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -56,8 +62,8 @@ class OperatorProcess:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End the process; its exit status."""
-        if self.process is None:
-            return 0
+        if self.process is None or self.process.poll() is not None:
+            return self.process.returncode if self.process else 0
         self.process.send_signal(number)
         return self.process.wait(timeout=40)
 
@@ -66,7 +72,7 @@ class OperatorProcess:
         while not condition():
             assert self.process is not None
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"the operator is not ready:\n{self.log.read_text()[-4000:]}")
+                raise AssertionError(f"the operator is not ready:\n{self.tail()}")
             time.sleep(0.1)
 
     def page(self, path: str) -> str:
@@ -105,7 +111,3 @@ def fresh_namespace(cluster: Cluster, prefix: str) -> Iterator[str]:
         yield name
     finally:
         cluster.kubectl("delete", "namespace", name, "--wait=false", check=False)
-
-
-def dumped(document: object) -> str:
-    return json.dumps(document)
