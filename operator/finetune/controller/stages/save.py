@@ -20,6 +20,7 @@ def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dic
     save = pod.container(
         settings,
         Step.SAVE,
+        training_image=True,
         resources=spec.prepare.resources,
         env=pod.hub_environment(settings),
         credentials=[credential.secret_name for credential in spec.credentials or ()],
