@@ -371,7 +371,11 @@ def _in_the_way(observed: Observed) -> str:
 
 def _kept(shown: Progress | None, step: Step) -> Progress:
     if shown is None:
-        return Progress(step=step)
+        return Progress(step=step, summary="0%")
     return Progress(
-        step=step, loss=shown.loss, validation_loss=shown.validation_loss, checkpoint_step=shown.checkpoint_step
+        step=step,
+        summary="0%",
+        loss=shown.loss,
+        validation_loss=shown.validation_loss,
+        checkpoint_step=shown.checkpoint_step,
     )

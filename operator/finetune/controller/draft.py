@@ -122,6 +122,8 @@ class Draft:
         self.set(ConditionType.FAILED, ConditionStatus.TRUE, reason, message)
         self.set(ConditionType.COMPLETE, ConditionStatus.FALSE, "Failed")
         self.update(phase=Phase.FAILED, completion_time=self.now)
+        if self.status.attempts:
+            self.update(attempts=self.status.attempts.model_copy(update={"retry_after": None}))
         self.say(message)
 
     def complete(self) -> None:

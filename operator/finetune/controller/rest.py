@@ -6,6 +6,7 @@ The generated client would cost 40 MiB and several milliseconds for each object;
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import ssl
 import tempfile
@@ -105,7 +106,7 @@ def _from_kubeconfig(path: Path) -> Connection:
 
 
 class Api:
-    """Requests to one API server over a pool of connections."""
+    """Requests to one API server over a pool of connections; ApiError when it refuses, OSError when it is not there."""
 
     def __init__(self, where: Connection, *, connections: int = 64, timeout: float = 20.0) -> None:
         self._where = where
@@ -146,9 +147,12 @@ class Api:
         """Watch events until the server ends the stream."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=330)
         seconds = {"watch": "true", "timeoutSeconds": "300", "allowWatchBookmarks": "true"}
-        async with self._session.get(
-            self._where.server + path, params={**query, **seconds}, headers=self._headers(), timeout=timeout
-        ) as response:
+        async with (
+            _reachable(),
+            self._session.get(
+                self._where.server + path, params={**query, **seconds}, headers=self._headers(), timeout=timeout
+            ) as response,
+        ):
             if response.status >= 400:
                 raise _error(response.status, await response.read())
             parts: list[bytes] = []
@@ -177,9 +181,12 @@ class Api:
             data = orjson.dumps(body)
         if method != "GET":
             self.counted(method, path)
-        async with self._session.request(
-            method, self._where.server + path, params=query, data=data, headers=headers, timeout=self._timeout
-        ) as response:
+        async with (
+            _reachable(),
+            self._session.request(
+                method, self._where.server + path, params=query, data=data, headers=headers, timeout=self._timeout
+            ) as response,
+        ):
             answer = await response.read()
             if response.status >= 400:
                 raise _error(response.status, answer)
@@ -188,6 +195,15 @@ class Api:
     def _headers(self) -> dict[str, str]:
         token = self._where.token()
         return {"User-Agent": "finetune-operator"} | ({"Authorization": f"Bearer {token}"} if token else {})
+
+
+@contextlib.asynccontextmanager
+async def _reachable() -> AsyncIterator[None]:
+    """What aiohttp says about broken connections, as the OSError that it is."""
+    try:
+        yield
+    except aiohttp.ClientError as error:
+        raise ConnectionError(repr(error)) from error
 
 
 def _error(status: int, answer: bytes) -> ApiError:

@@ -16,6 +16,18 @@ from finetune.api.status import AttemptOutcome, FineTuneJobStatus
 from finetune.controller import budget
 from finetune.controller.observed import Observed
 
+_TEXTS = {
+    ConditionType.MODEL_DOWNLOADED: "the base model is downloaded",
+    ConditionType.TOKENS_ADDED: "the tokens are added to tokenizer and embeddings",
+    ConditionType.MODEL_RELOADED: "the extended model reloads and keeps its promises",
+    ConditionType.DATASET_LOADED: "the dataset is turned into token ids",
+    ConditionType.TRAINED: "training is done",
+    ConditionType.SAVED: "the result is saved",
+    ConditionType.COMPLETE: "the job is complete",
+    ConditionType.FAILED: "the job failed",
+    ConditionType.SUSPENDED: "the job is suspended",
+}
+
 _QUIET = ("NotNeeded", "NotSuspended", "Running", "Pending")
 
 
@@ -37,7 +49,7 @@ def transitions(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator
         if condition.reason in _QUIET:
             continue
         failed = condition.type == ConditionType.FAILED
-        message = condition.message or f"{condition.type} holds"
+        message = condition.message or _TEXTS[condition.type]
         when = condition.last_transition_time.isoformat()
         yield Transition(
             "Warning" if failed else "Normal", condition.reason if failed else condition.type, message, when

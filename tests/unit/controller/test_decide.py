@@ -365,7 +365,7 @@ class TestProgress:
         shown = Progress(step="train", percent=100, summary="100% 4/4", loss=0.5)
         job.with_status({**status, "progress": shown.wire()})
         decision = decided(job, Claim(), Job("save"), Pod("save").on("n").running(Step.SAVE))
-        assert decision.progress == Progress(step="save", loss=0.5)
+        assert decision.progress == Progress(step="save", summary="0%", loss=0.5)
 
     def test_no_time_is_promised_while_nothing_runs(self):
         job = prepared()

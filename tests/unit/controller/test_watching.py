@@ -1,0 +1,132 @@
+"""What keeps the store true: lists, watches, and the comparison that heals what they miss."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from finetune.api import KIND
+from finetune.controller import resync
+from finetune.controller.following import follow
+from finetune.controller.resources import WATCHED
+from finetune.controller.rest import ApiError
+from finetune.controller.resync import Resync
+from finetune.controller.store import Store
+from tests.builders import FineTuneJob, Job
+
+KINDS = {resource.plural: resource.kind for resource in WATCHED}
+
+
+class Api:
+    """Lists what is in `items`; a watch yields what is in `changes`, then waits."""
+
+    def __init__(self, *items) -> None:
+        self.items, self.changes, self.lists = list(items), [], 0
+
+    async def get(self, path, query=None, accept=""):
+        parts = path.split("/")
+        if parts[-2] in KINDS:
+            for item in self.items:
+                if item["metadata"]["name"] == parts[-1]:
+                    return item
+            raise ApiError(404, "NotFound", "gone")
+        self.lists += 1
+        found = [item for item in self.items if item["kind"] == KINDS[parts[-1]]]
+        return {"metadata": {"resourceVersion": "1000000"}, "items": found}
+
+    async def watch(self, path, query):
+        while self.changes:
+            yield self.changes.pop(0)
+        await asyncio.sleep(3600)
+
+
+def compared(api: Api, store: Store) -> tuple[Resync, list]:
+    told: list = []
+    return Resync(api, store, (None,), WATCHED, told.append), told
+
+
+async def test_before_the_first_decision_everything_is_listed():
+    store = Store()
+    await compared(Api(FineTuneJob().build(), Job("prepare").build()), store)[0].fill()
+    assert len(store.observe(("team", "tune")).jobs) == 1
+
+
+async def test_what_vanished_while_nobody_watched_is_removed_and_its_job_visited():
+    store, job, child = Store(), FineTuneJob().build(), Job("prepare").build()
+    store.feed(job)
+    store.feed(child)
+    comparison, told = compared(Api(job), store)
+    await comparison.round()
+    assert store.get("Job", "team", "tune-prepare-1") is None
+    assert told == [("team", "tune")]
+
+
+async def test_what_was_recreated_meanwhile_is_taken_for_another(monkeypatch):
+    monkeypatch.setattr(resync, "_GRACE_SECONDS", 0.0)
+    store = Store()
+    store.feed(FineTuneJob(uid="old").build())
+    await compared(Api(FineTuneJob(uid="new").build()), store)[0].round()
+    assert store.get(KIND, "team", "tune")["metadata"]["uid"] == "new"
+
+
+async def test_what_our_own_write_made_after_the_list_is_kept():
+    store, child = Store(), Job("prepare").build()
+    child["metadata"]["resourceVersion"] = "1000001"
+    store.feed(child)
+    await compared(Api(), store)[0].round()
+    assert store.get("Job", "team", "tune-prepare-1") is not None
+
+
+async def test_a_watch_that_stands_still_is_healed_and_counts_as_dead_in_the_end(monkeypatch):
+    monkeypatch.setattr(resync, "_GRACE_SECONDS", 0.0)
+    store, api = Store(), Api()
+    comparison, told = compared(api, store)
+    for _ in range(4):
+        api.items = [FineTuneJob().build()]
+        await comparison.round()
+    assert told
+    assert store.observe(("team", "tune")) is not None
+    assert not comparison.healthy
+
+
+async def test_a_single_lag_is_no_reason_to_restart(monkeypatch):
+    monkeypatch.setattr(resync, "_GRACE_SECONDS", 0.0)
+    comparison, _ = compared(Api(FineTuneJob().build()), Store())
+    await comparison.round()
+    await comparison.round()
+    assert comparison.healthy
+
+
+@pytest.mark.parametrize("trouble", ["expired", "ended"])
+async def test_a_watch_begins_anew_and_says_what_a_new_list_holds(monkeypatch, trouble):
+    async def at_once(_):
+        return None
+
+    monkeypatch.setattr("finetune.controller.following.asyncio.sleep", at_once)
+    job = Job("prepare").build()
+    api, seen, lists = Api(job), [], []
+    version = {"resourceVersion": "5"}
+    api.changes = [{"type": "MODIFIED", "object": job}, {"type": "BOOKMARK", "object": {"metadata": version}}]
+    if trouble == "expired":
+        api.changes.append({"type": "ERROR", "object": {"code": 410, "reason": "Expired"}})
+
+    class Enough(Exception):
+        pass
+
+    def relisted(uids, version):
+        lists.append(uids)
+        if len(lists) == 2:
+            raise Enough
+
+    async def watch(path, query):
+        if not api.changes:
+            raise OSError("the connection broke")
+        while api.changes:
+            yield api.changes.pop(0)
+
+    api.watch = watch
+    with pytest.raises(Enough):
+        await follow(api, "/apis/batch/v1/jobs", {}, lambda change, item: seen.append(change), relisted)
+    assert seen == ["ADDED", "MODIFIED", "ADDED"]
+    assert lists == [{job["metadata"]["uid"]}] * 2
