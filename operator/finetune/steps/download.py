@@ -139,8 +139,8 @@ def _check(folder: Path, uri: str) -> None:
 
 
 def _use_writable_home(workspace: Path) -> None:
-    """huggingface_hub keeps a little state in its home; a pod's root file system is read-only."""
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    existing = next(path for path in (home, *home.parents) if path.exists())
-    if not os.access(existing, os.W_OK):
+    """huggingface_hub keeps a little state in its home; a pod's root file system is read-only, its user has no home."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - "~" stays without a home
+    home = Path(os.environ.get("HF_HOME") or f"{cache}/huggingface")
+    if not home.is_absolute() or not os.access(next(path for path in (home, *home.parents) if path.exists()), os.W_OK):
         os.environ["HF_HOME"] = str(workspace / ".huggingface")

@@ -55,6 +55,7 @@ def publish(folder: Path, inputs: Any, write: Callable[[Path], dict[str, Any]]) 
     from them.
     """
     if (result := published(folder, inputs)) is not None:
+        _remove(_former(folder))
         return {**result, "reused": True}
     partial = folder.with_name(f"{folder.name}.partial")
     marker = partial / INPUTS
@@ -72,13 +73,18 @@ def publish(folder: Path, inputs: Any, write: Callable[[Path], dict[str, Any]]) 
 
 def replace(new: Path, folder: Path) -> None:
     """Put `new` in the place of `folder`. A crash between the two renames leaves `new` whole and `folder` absent."""
-    former = folder.with_name(f"{folder.name}.former")
+    former = _former(folder)
     _remove(former)
     if folder.exists():
         folder.rename(former)
     new.rename(folder)
     _sync(folder.parent)
     _remove(former)
+
+
+def _former(folder: Path) -> Path:
+    """Where the folder's predecessor lies for the moment of the exchange; a crash may leave it there."""
+    return folder.with_name(f"{folder.name}.former")
 
 
 def make_durable(folder: Path) -> None:
