@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -127,7 +128,7 @@ def _run(
     if outcome.code == ExitCode.OK:
         out.print(f"[bold green]done:[/] the model is in {output_place(spec, folder, where)}", soft_wrap=True)
         return
-    _explain(outcome, folder, job.file, written.attempt)
+    _explain(outcome, folder, written.attempt)
     raise typer.Exit(outcome.code)
 
 
@@ -156,10 +157,13 @@ def _show(picture: Picture, outcome: Outcome) -> None:
             out.print(Text.assemble(("warning: ", "yellow"), str(warning)), soft_wrap=True)
 
 
-def _explain(outcome: Outcome, folder: WorkFolder, file: Path, attempt: int) -> None:
+def _explain(outcome: Outcome, folder: WorkFolder, attempt: int) -> None:
     if outcome.stopped:
-        again = f"finetune run {shlex.quote(str(file))} ..."
-        err.print(f"[yellow]stopped[/] in attempt {attempt}. The same command goes on from here: [cyan]{again}[/]")
+        again = Text.assemble(
+            ("stopped", "yellow"), f" in attempt {attempt}. The same command goes on from here: ",
+            (shlex.join(["finetune", *sys.argv[1:]]), "cyan"),
+        )  # fmt: skip
+        err.print(again, soft_wrap=True)
         return
     assert outcome.failed is not None and outcome.error is not None
     if outcome.last_words:

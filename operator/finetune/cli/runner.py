@@ -78,6 +78,8 @@ class Runner:
         if code == ExitCode.OK:
             line.state = State.DONE
             line.summary = summary(line.step, report.result or {} if report else {})
+            if report and report.resumed_from_step:
+                line.summary += f", resumed from step {report.resumed_from_step}"
         else:
             stopped = self._stops > 0 or code == ExitCode.PREEMPTED
             line.state = State.STOPPED if stopped else State.FAILED
@@ -85,7 +87,7 @@ class Runner:
             outcome.failed, outcome.stopped = line.step, stopped
             outcome.error = (report.error if report else None) or _unreported(code)
             outcome.last_words = self._process.last_words()
-            line.summary = "stopped" if stopped else outcome.error.reason
+            line.summary = _stopped(report) if stopped else outcome.error.reason
         self._process = None
         self._on_change(line)
         return code == ExitCode.OK
@@ -128,6 +130,11 @@ def progress_words(status: Mapping[str, Any]) -> str:
     if status.get("remaining"):
         words.append(f"{duration(status['remaining'])} left")
     return ", ".join(words)
+
+
+def _stopped(report: StepReport | None) -> str:
+    checkpoint = ((report.result if report else None) or {}).get("checkpoint") or {}
+    return f"stopped, checkpoint after step {checkpoint['step']}" if "step" in checkpoint else "stopped"
 
 
 def _unreported(code: int) -> StepError:

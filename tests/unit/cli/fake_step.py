@@ -58,7 +58,11 @@ def main():
         time.sleep(float(os.environ.get("FAKE_PAUSE", "0")))
         if stopped:
             code = ExitCode.PREEMPTED
-            report = StepReport(step=step, error=StepError(reason="Preempted", message="stopped after step 2"))
+            report = StepReport(
+                step=step,
+                result={"checkpoint": {"step": current}},
+                error=StepError(reason="Preempted", message="stopped"),
+            )
             break
     if step == os.environ.get("FAKE_KILLED"):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -105,7 +105,8 @@ def test_a_stop_reaches_the_step_and_the_same_command_goes_on(finetune, number):
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "The same command goes on from here" in output
+    assert "stopped, checkpoint after step" in output
+    assert "The same command goes on from here: finetune run job.yaml" in output
     code, output = finetune("run", "job.yaml")
     assert code == 0, output
     assert {entry["attempt"] for entry in seen(finetune.folder)} == {1, 2}
