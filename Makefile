@@ -36,8 +36,11 @@ requirements: $(READY) ## compile requirements/*.txt from pyproject.toml
 	$(COMPILE) --group build -c requirements/dev.txt -o requirements/build.txt
 
 .PHONY: generate
-generate: $(READY) ## write manifests/crd.yaml, the chart's CRD, manifests/install.yaml and docs/api.md from the API
-	$(BIN)/python -m finetune.api.crd > build/crd.yaml.new && mv build/crd.yaml.new manifests/crd.yaml
+generate: cluster-up ## write manifests/crd.yaml, the chart's CRD and manifests/install.yaml from the API and the chart
+	@mkdir -p build
+	$(BIN)/python -m finetune.api.crd > build/crd.yaml && cp build/crd.yaml manifests/crd.yaml
+	cp build/crd.yaml charts/finetune-operator/files/crd.yaml
+	eval "$$($(BIN)/python -m tests.cluster env)" && manifests/render.sh > build/install.yaml && cp build/install.yaml manifests/install.yaml
 
 .PHONY: format
 format: $(READY) ## format the code
