@@ -78,7 +78,7 @@ def replace(new: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(former)
     new.rename(folder)
-    _sync(folder.parent)
+    flush(folder.parent)
     _remove(former)
 
 
@@ -94,11 +94,12 @@ def make_durable(folder: Path) -> None:
             path = Path(root, name)
             if not path.is_symlink():
                 path.chmod(path.stat().st_mode | 0o444)
-                _sync(path)
-        _sync(Path(root))
+                flush(path)
+        flush(Path(root))
 
 
-def _sync(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file's bytes, or a folder's list of names, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from finetune.api.contract import ExitCode, StepJob
 from finetune.api.status import DatasetStatus
 from finetune.steps.dataset.step import run
 from finetune.steps.failure import StepFailure
-from tests.unit.steps.flow import Workshop
+from finetune.steps.tokens.record import TokenRecord, write_record
+from tests.unit.steps.flow import CREATED, Workshop
 
 QUESTION = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Air."}]
 ROWS = [{"prompt": f"{number} plus one is", "completion": f" {number + 1}."} for number in range(40)]
@@ -159,6 +161,17 @@ def test_a_changed_file_is_read_again(workshop: Workshop) -> None:
     assert load(workshop, workshop.job())["examples"] == 5
 
 
+def test_the_jobs_date_matters_only_to_templates_that_print_it(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", [{"messages": QUESTION}])
+    later = workshop.job().model_copy(update={"created": CREATED + timedelta(days=1)})
+    load(workshop, workshop.job())
+    assert load(workshop, later)["reused"] is True
+    template = workshop.layout.model / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}" + template.read_text())
+    first = load(workshop, workshop.job())["digest"]
+    assert load(workshop, later)["digest"] != first
+
+
 def test_nothing_but_the_dataset_stays(workshop: Workshop) -> None:
     workshop.write("rows.jsonl", ROWS)
     load(workshop, workshop.job(dataset={"validation": {"fraction": 0.1}}))
@@ -174,8 +187,9 @@ def test_new_tokens_that_never_occur_are_named(workshop: Workshop) -> None:
     tokenizer.add_tokens(["<think>", "<never>"])
     tokenizer.save_pretrained(workshop.layout.model)
     workshop.write("rows.jsonl", [{"prompt": "Why?", "completion": "<think>Air."}])
-    tokens = {"add": [{"content": "<think>"}, {"content": "<never>"}]}
-    assert load(workshop, workshop.job(tokens=tokens))["unusedTokens"] == ["<never>"]
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<think>", "<never>")}
+    write_record(workshop.layout.model, [TokenRecord(token, ids[token], False, False, {}) for token in ids])
+    assert load(workshop, workshop.job())["unusedTokens"] == ["<never>"]
 
 
 def test_rows_without_an_answer_and_over_long_ones_are_counted(workshop: Workshop) -> None:

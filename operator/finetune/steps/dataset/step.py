@@ -7,10 +7,8 @@ they are encoded.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,16 @@ from finetune.steps.dataset.sources import identity, opened, prepare_environment
 from finetune.steps.dataset.template import templated
 from finetune.steps.failure import StepFailure
 from finetune.steps.progress import Progress
-from finetune.steps.staging import publish
+from finetune.steps.staging import digest, publish
+from finetune.steps.tokens.record import FILE, read_record
 
 BATCH = 256
 """Rows that are tokenised together."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+
+MAX_UNUSED = 32
+"""Names in `DatasetStatus.unused_tokens`."""
 
 SOURCE = "spec.dataset.sources[0]"
 
@@ -40,9 +44,8 @@ def run(job: StepJob, layout: Layout) -> StepReport:
         "dataset": job.spec.dataset.wire(),
         "objective": job.spec.training.objective,
         "seed": job.spec.training.seed,
-        "created": job.created,
+        "created": job.created if _prints_date(model) else None,
         "tokenizer": _tokenizer_digest(model),
-        "tokens": job.spec.tokens and job.spec.tokens.wire(),
     }
     result = publish(layout.dataset, inputs, lambda folder: _write(job, layout, model, folder))
     return StepReport(step=Step.LOAD_DATASET, result=result)
@@ -94,7 +97,7 @@ def _write(job: StepJob, layout: Layout, model: Path, folder: Path) -> dict[str,
         "trainedTokens": train.learned,
         "truncated": encoder.counts.truncated,
         "dropped": encoder.counts.dropped,
-        "unusedTokens": [token for token, used in _new_tokens(job, tokenizer, train.seen) if not used],
+        "unusedTokens": _unused(model, train.seen),
         "digest": hasher.hexdigest(),
     }
 
@@ -145,19 +148,21 @@ def _malformed(source: DatasetSource, rows: Any, index: int, error: MalformedRow
     )
 
 
-def _new_tokens(job: StepJob, tokenizer: Any, seen: Any) -> Iterator[tuple[str, bool]]:
-    """The job's new tokens, and whether the training examples contain them."""
-    for token in (job.spec.tokens and job.spec.tokens.add) or ():
-        yield token.content, bool(seen[tokenizer.convert_tokens_to_ids(token.content)])
+def _unused(model: Path, seen: Any) -> list[str]:
+    """The job's new tokens that no training example contains, as many as status has room for."""
+    unused = [record.content for record in read_record(model) if not seen[record.id]]
+    return unused[:MAX_UNUSED]
 
 
 def _tokenizer_digest(model: Path) -> str:
-    """What ids depend on: the tokenizer's and the chat template's files."""
-    content = hashlib.sha256()
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"):
-        if (model / name).is_file():
-            content.update(json.dumps([name, (model / name).read_text()]).encode())
-    return content.hexdigest()
+    """What ids depend on: the tokenizer's and the chat template's files, and which tokens are new."""
+    files = {name: (model / name).read_text() for name in (*TOKENIZER_FILES, FILE) if (model / name).is_file()}
+    return digest(files)
+
+
+def _prints_date(model: Path) -> bool:
+    """Whether the chat template asks what day it is, so that the ids depend on it."""
+    return any("strftime_now" in (model / name).read_text() for name in TOKENIZER_FILES if (model / name).is_file())
 
 
 def _must_be_fast(tokenizer: Any) -> None:

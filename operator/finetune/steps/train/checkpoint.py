@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import ExitCode
+from finetune.steps.disk import in_words
 from finetune.steps.failure import StepFailure
-from finetune.steps.staging import make_durable
+from finetune.steps.staging import flush, make_durable
 
 MARKER = "COMPLETE"
 
@@ -110,7 +111,7 @@ class Checkpoints:
             raise StepFailure(
                 ExitCode.BAD_CONFIGURATION,
                 "DiskFull",
-                f"the checkpoint after step {step} needs {_size(needed + SPARE)}, {_size(free)} are free in "
+                f"the checkpoint after step {step} needs {in_words(needed + SPARE)}, {in_words(free)} are free in "
                 f"{self.folder}" + (f"; the one after step {newest.step} is safe" if newest else ""),
                 "Enlarge spec.workspace.size (or the claim), or lower spec.training.checkpoint.keep.",
                 result={"checkpoint": newest.status()} if newest else None,
@@ -133,7 +134,7 @@ class Checkpoints:
         make_durable(partial)
         self._remove(folder)
         partial.rename(folder)
-        make_durable_name(self.folder)
+        flush(self.folder)
         for old in list(self._complete())[self.keep :]:
             self._remove(old.folder)
         return Checkpoint(folder, marker)
@@ -189,17 +190,6 @@ class Checkpoints:
             )
 
 
-def make_durable_name(folder: Path) -> None:
-    """Flush a folder's list of names."""
-    import os
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _marker(folder: Path) -> dict[str, Any] | None:
     if folder.suffix == ".partial":
         return None
@@ -222,7 +212,3 @@ def _difference(old: Any, new: Any) -> str:
         changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         return ", ".join(f"{key} {old.get(key)} instead of {new.get(key)}" for key in changed)
     return f"{old} instead of {new}"
-
-
-def _size(count: int) -> str:
-    return f"{count / (1 << 30):.2f} GiB"

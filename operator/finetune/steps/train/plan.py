@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from finetune.api.contract import DEVICES, ExitCode, Layout, StepJob
 from finetune.api.spec import Training
 from finetune.steps.base import base_model
 from finetune.steps.failure import StepFailure
-from finetune.steps.staging import MANIFEST, digest, published
+from finetune.steps.staging import digest, inputs_of, published
 
 DECISIVE = (
     "objective",
@@ -97,7 +96,5 @@ class Plan:
 
 def model_identity(folder: Path) -> str:
     """A digest of what the model was made from, or of its files' names and sizes where no step of ours made it."""
-    try:
-        return str(json.loads((folder / MANIFEST).read_text())["inputs"])
-    except (OSError, KeyError, json.JSONDecodeError):
-        return digest(sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file()))
+    files = ((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file())
+    return inputs_of(folder) or digest(sorted(files))

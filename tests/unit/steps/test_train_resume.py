@@ -1,0 +1,211 @@
+"""The promise of training: killed or asked to stop, a run goes on and ends with the weights of an undisturbed one, bit
+for bit. Real processes, a tiny model with dropout, gradient accumulation, epochs that end in the middle of a batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.api.contract import ExitCode
+from finetune.api.status import TrainingStatus
+from finetune.steps.dataset.step import run as load_dataset
+from tests.unit.steps.flow import Workshop
+
+STEPS, EVERY = 32, 6
+TRAINING = {
+    "maxSteps": STEPS,
+    "batchSize": 4,
+    "microBatchSize": 2,
+    "learningRate": 1e-3,
+    "schedule": "Cosine",
+    "warmupRatio": 0.1,
+    "weightDecay": 0.01,
+    "evaluateEverySteps": 7,
+    "checkpoint": {"everySteps": EVERY, "keep": 2},
+    "seed": 3,
+}
+ROWS = [{"prompt": f"{number} plus one is", "completion": f" {number + 1}." * (number % 3 + 1)} for number in range(33)]
+DEADLINE = 180
+
+
+def ready(folder: Path, dtype: str = "bfloat16", **training: Any) -> Workshop:
+    """A workspace up to training."""
+    folder.mkdir(exist_ok=True)
+    workshop = Workshop.at(folder, dtype=dtype)
+    config = workshop.layout.model / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_dropout": 0.1}))
+    workshop.write("rows.jsonl", ROWS)
+    job = workshop.job(dataset={"validation": {"fraction": 0.1}}, training=TRAINING | training)
+    workshop.layout.job_file.write_text(job.model_dump_json(by_alias=True))
+    load_dataset(job, workshop.layout)
+    return workshop
+
+
+def start(workshop: Workshop, **environment: str) -> subprocess.Popen[str]:
+    """`finetune-step train` as a process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "finetune.steps", "train"],
+        env=os.environ | workshop.environment() | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=DEADLINE)
+    return process.returncode, output
+
+
+def report(workshop: Workshop) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(workshop.layout.report_file.read_text())
+    return document
+
+
+def weights(workshop: Workshop) -> bytes:
+    return (workshop.layout.trained / "model.safetensors").read_bytes()
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def newest(workshop: Workshop) -> int:
+    names = (path.parent.name.removeprefix("step-") for path in workshop.layout.checkpoints.glob("step-*/COMPLETE"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    workshop = ready(tmp_path_factory.mktemp("undisturbed"))
+    code, output = finish(start(workshop))
+    assert code == 0, output
+    return workshop
+
+
+def test_an_undisturbed_run_reports_what_it_came_to(undisturbed: Workshop) -> None:
+    result = report(undisturbed)["result"]
+    status = TrainingStatus.model_validate(result)
+    assert (status.steps, status.exact) == (STEPS, True)
+    assert status.validation_loss is not None and status.loss is not None
+    assert report(undisturbed)["resumedFromStep"] == 0
+    record = json.loads((undisturbed.layout.trained / "training.json").read_text())
+    assert [entry["step"] for entry in record["history"]] == list(range(1, STEPS + 1))
+    assert [entry["step"] for entry in record["history"] if "validationLoss" in entry] == [*range(7, STEPS, 7), STEPS]
+    assert record["history"][-1]["loss"] < record["history"][0]["loss"]
+
+
+def test_killed_then_asked_to_stop_it_ends_with_the_same_weights(undisturbed: Workshop, tmp_path: Path) -> None:
+    workshop = ready(tmp_path / "disturbed")
+
+    process = start(workshop)
+    until(lambda: newest(workshop) >= EVERY, process)
+    process.kill()
+    process.wait()
+    until_gone(workshop)
+    killed_at = newest(workshop)
+    assert not workshop.layout.trained.exists()
+
+    process = start(workshop)
+    until(lambda: newest(workshop) > killed_at, process)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == ExitCode.PREEMPTED, output
+    stopped = report(workshop)
+    assert stopped["error"]["reason"] == "Preempted"
+    assert stopped["resumedFromStep"] == killed_at
+    stopped_at = stopped["result"]["checkpoint"]["step"]
+    assert stopped_at == newest(workshop) > killed_at
+
+    code, output = finish(start(workshop))
+    assert code == 0, output
+    finished = report(workshop)
+    assert finished["resumedFromStep"] == stopped_at
+    assert finished["result"]["exact"] is True
+    assert weights(workshop) == weights(undisturbed)
+    ours, theirs = (json.loads((each.layout.trained / "training.json").read_text()) for each in (workshop, undisturbed))
+    assert ours["history"] == theirs["history"]
+    assert ours["tokens"] == theirs["tokens"]
+    assert ours["resumptions"] == [killed_at, stopped_at]
+
+
+def until_gone(workshop: Workshop) -> None:
+    """The worker dies with its parent; nobody may still be writing."""
+    folder = str(workshop.layout.checkpoints)
+    deadline = time.monotonic() + 10
+    while any(folder in path.read_bytes().decode(errors="replace") for path in command_lines()):
+        assert time.monotonic() < deadline, "the worker outlived its parent"
+        time.sleep(0.05)
+
+
+def command_lines() -> list[Path]:
+    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+
+
+def test_a_finished_run_is_not_repeated(undisturbed: Workshop) -> None:
+    before = (undisturbed.layout.trained / "model.safetensors").stat().st_mtime_ns
+    code, output = finish(start(undisturbed))
+    assert code == 0, output
+    assert report(undisturbed)["result"]["reused"] is True
+    assert (undisturbed.layout.trained / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("delay", [0.3, 2.0])
+def test_asked_to_stop_before_the_first_step_it_goes_at_once_and_says_preempted(tmp_path: Path, delay: float) -> None:
+    workshop = ready(tmp_path / "early")
+    process = start(workshop)
+    until(lambda: (workshop.layout.checkpoints / ".run").exists(), process)
+    time.sleep(delay)
+    process.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    code, output = finish(process)
+    assert code == ExitCode.PREEMPTED, output
+    assert time.monotonic() - begin < 10
+    assert report(workshop)["error"]["reason"] == "Preempted"
+
+
+def test_the_trained_model_has_the_bases_type_files_and_settings(undisturbed: Workshop) -> None:
+    from safetensors import safe_open
+
+    trained, base = undisturbed.layout.trained, undisturbed.layout.model
+    with safe_open(trained / "model.safetensors", "np") as file:
+        header = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert set(header.values()) == {"BF16"}
+    assert "lm_head.weight" not in header
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"):
+        assert (trained / name).read_bytes() == (base / name).read_bytes()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_the_step(tmp_path: Path) -> None:
+    workshop = ready(tmp_path / "wild", dtype="float32")
+    spoil(workshop)
+    code, output = finish(start(workshop))
+    assert code == ExitCode.BAD_DATA, output
+    error = report(workshop)["error"]
+    assert error["reason"] == "LossNotFinite"
+    assert "step 1:" in error["message"]
+
+
+def spoil(workshop: Workshop) -> None:
+    """Make a weight infinite."""
+    from safetensors.numpy import load_file
+
+    from tests.models import write_safetensors
+
+    path = workshop.layout.model / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][0] = float("inf")
+    write_safetensors(path, tensors, "float32")
