@@ -241,12 +241,12 @@ async def measure(cluster: Cluster, count: int, live: int, log: Path) -> list[di
 
     try:
         case = f"{count} plain Jobs"
-        with fresh_namespace(cluster, "bench-plain") as namespace:
+        with fresh_namespace(cluster, "bench-plain", wait=True) as namespace:
             peer = await plain(api, namespace, count)
             row(case, "until all exist", peer["seconds"], "s")
             row(case, "rate", peer["rate"], "jobs/s")
         case = f"{count} FineTuneJobs"
-        with fresh_namespace(cluster, "bench-ftj") as namespace:
+        with fresh_namespace(cluster, "bench-ftj", wait=True) as namespace:
             operator = OperatorProcess(cluster, namespace, namespace, log, FINETUNE_LEASE_SECONDS="15").start()
             try:
                 found = await taken_up(api, namespace, operator, count)
@@ -261,7 +261,7 @@ async def measure(cluster: Cluster, count: int, live: int, log: Path) -> list[di
             row(case, "most writes before the pod", found["writes"], "writes/job", "<= 3", found["writes"] <= 3)
             row(case, "peak memory of the operator", found["memory"], "MiB", "<= 120", found["memory"] <= 120)
         case = f"{live} running jobs"
-        with fresh_namespace(cluster, "bench-live") as namespace:
+        with fresh_namespace(cluster, "bench-live", wait=True) as namespace:
             operator = OperatorProcess(cluster, namespace, namespace, log, FINETUNE_LEASE_SECONDS="15").start()
             try:
                 fresh = await freshness(api, namespace, operator, live)

@@ -90,8 +90,8 @@ class Operator:
                 self.store.feed(item)
 
     async def visit(self) -> None:
-        for job in list(self.store.jobs()):
-            await self._reconciler.visit((job["metadata"]["namespace"], job["metadata"]["name"]))
+        for key in self.store.job_keys():
+            await self._reconciler.visit(key)
         await self._reconciler.applier.drain()
 
 

@@ -113,7 +113,7 @@ def main() -> None:
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLogger().level))
         gc.freeze()  # what the imports made stays for ever: no collection need look at it
-        gc.set_threshold(20_000, 20, 50)
+        gc.set_threshold(5_000, 10, 10)
         asyncio.run(run(settings))
     except (MissingSettingError, ConfigurationError) as error:
         sys.exit(f"finetune-operator: {error}")

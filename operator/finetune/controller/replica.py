@@ -153,8 +153,8 @@ class Replica:
                 # The former leader may have written a moment ago: what it wrote must be known before the first visit.
                 await self._unless_lost(self.resync.fill(), hold)
                 self._deciding = True
-                for job in self.store.jobs():
-                    self.enqueue((job["metadata"]["namespace"], job["metadata"]["name"]))
+                for key in self.store.job_keys():
+                    self.enqueue(key)
                 visit = self.reconciler.visit
                 workers += [asyncio.create_task(self.queue.work(visit)) for _ in range(self.settings.workers)]
                 await asyncio.wait({hold, resync, *workers}, return_when=asyncio.FIRST_COMPLETED)

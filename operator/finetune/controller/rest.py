@@ -108,7 +108,7 @@ def _from_kubeconfig(path: Path) -> Connection:
 class Api:
     """Requests to one API server over a pool of connections; ApiError when it refuses, OSError when it is not there."""
 
-    def __init__(self, where: Connection, *, connections: int = 64, timeout: float = 20.0) -> None:
+    def __init__(self, where: Connection, *, connections: int = 28, timeout: float = 20.0) -> None:
         self._where = where
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=connections, ssl=where.ssl))

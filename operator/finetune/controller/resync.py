@@ -67,8 +67,8 @@ class Resync:
         if again:
             log.warning("the watches lag behind: %s", sorted(again)[:5])
         if self.rounds % 10 == 0:
-            for job in self.store.jobs():
-                self.enqueue((job["metadata"]["namespace"], job["metadata"]["name"]))
+            for key in self.store.job_keys():
+                self.enqueue(key)
 
     @property
     def healthy(self) -> bool:

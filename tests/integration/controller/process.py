@@ -103,11 +103,11 @@ class OperatorProcess:
 
 
 @contextlib.contextmanager
-def fresh_namespace(cluster: Cluster, prefix: str) -> Iterator[str]:
-    """A namespace for one test; its removal does not hold the tests up."""
+def fresh_namespace(cluster: Cluster, prefix: str, *, wait: bool = False) -> Iterator[str]:
+    """A namespace for one case; with `wait`, its end is awaited, since thousands of deletions disturb what follows."""
     name = f"{prefix}-{os.getpid()}-{time.time_ns() % 10**9}"
     cluster.kubectl("create", "namespace", name)
     try:
         yield name
     finally:
-        cluster.kubectl("delete", "namespace", name, "--wait=false", check=False)
+        cluster.kubectl("delete", "namespace", name, f"--wait={str(wait).lower()}", check=False)
