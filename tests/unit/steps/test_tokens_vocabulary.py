@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer
 
 from finetune.api.spec import NewToken
-from finetune.steps.tokens.byte_level import keep_decodable
+from finetune.steps.tokens.byte_level import any_of, keep_decodable
 from finetune.steps.tokens.vocabulary import Collision, Vocabulary
 from tests.models import CORPUS, tiny
 
@@ -111,6 +112,14 @@ def test_a_tokenizer_that_puts_the_space_itself_gets_no_second_one(kind: str) ->
     vocabulary = Vocabulary(Tokenizer.from_str(KINDS[kind]()))
     pieces, leading_space = vocabulary.pieces("model")
     assert leading_space and pieces == tuple(vocabulary.encode("model"))
+
+
+@given(words=st.lists(texts, min_size=1, max_size=30, unique=True), other=texts)
+def test_a_prefix_tree_matches_its_words_and_no_others(words: list[str], other: str) -> None:
+    pattern = re.compile(any_of(sorted(words)))
+    assert all(pattern.fullmatch(word) for word in words)
+    assert bool(pattern.fullmatch(other)) is (other in words)
+    assert all(bool(pattern.fullmatch(word[:-1])) is (word[:-1] in words) for word in words)
 
 
 def test_latin_words_survive_a_byte_level_decoder_also_through_transformers(tmp_path: Path) -> None:

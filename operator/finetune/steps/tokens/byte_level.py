@@ -2,17 +2,22 @@
 
 Byte-level tokenizers (GPT-2 and its descendants) write each byte as one printable character and read it back when they
 decode. An added token is plain text, yet the decoder reads it the same way whenever all its characters happen to be in
-that table: `café` becomes `caf` and the broken byte E9. A decoder that first rewrites exactly those tokens in the
-table's own alphabet gives them back whole.
+that table: `café` becomes `caf` and the broken byte E9. A token with any other character is taken as the text that it
+is. So exactly those tokens get a mark that is not in the table, and afterwards the mark is taken away.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from functools import cache
+from itertools import groupby
 
 from tokenizers import Regex, Tokenizer, decoders
+
+MARK = "\ufdd1"
+"""A noncharacter: Unicode keeps it out of all text, for uses like this one."""
 
 
 def keep_decodable(tokenizer: Tokenizer, contents: Iterable[str]) -> list[str]:
@@ -21,23 +26,25 @@ def keep_decodable(tokenizer: Tokenizer, contents: Iterable[str]) -> list[str]:
         return []
     broken = [content for content in contents if _misread(content)]
     if broken:
-        replacements = [decoders.Replace(_exactly(content), as_bytes(content)) for content in broken]
-        tokenizer.decoder = decoders.Sequence([*replacements, tokenizer.decoder])
+        marked = decoders.Replace(Regex(rf"\A(?={any_of(sorted(broken))}\z)"), MARK)
+        tokenizer.decoder = decoders.Sequence([marked, tokenizer.decoder, decoders.Replace(MARK, "")])
     return broken
 
 
-def as_bytes(text: str) -> str:
-    """Text in the byte-level alphabet."""
-    table = _alphabet()
-    return "".join(table[byte] for byte in text.encode())
+def any_of(words: list[str]) -> str:
+    """A regular expression for any of some sorted, distinct words, shaped like a prefix tree: it is tried on each token
+    that is ever decoded, and thousands of alternatives one after the other would be felt."""
+    prefix = os.path.commonprefix(words)  # noqa: RUF071 - of characters, not of paths
+    rests = [word[len(prefix) :] for word in words]
+    branches = [any_of(list(group)) for first, group in groupby(rests, key=lambda rest: rest[:1]) if first]
+    tail = branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})" if branches else ""
+    if tail and "" in rests:
+        tail = f"(?:{tail})?"
+    return re.escape(prefix) + tail
 
 
 def _misread(content: str) -> bool:
     return not content.isascii() and set(content) <= set(_alphabet().values())
-
-
-def _exactly(content: str) -> Regex:
-    return Regex(rf"\A{re.escape(content)}\z")
 
 
 @cache
