@@ -30,7 +30,7 @@ JOB_UID_LABEL = "finetune.dev/job-uid"
 """Tells the children of a job from those of a former job of the same name."""
 
 OPERATOR_LABEL = "finetune.dev/operator"
-"""On a FineTuneJob: leave it to the operator of that name (a canary, a test); jobs without it go to the nameless one."""
+"""On a FineTuneJob: leave it to the operator of that name (a canary, a test); the nameless one takes all others."""
 
 STAGE_LABEL = "finetune.dev/stage"
 ATTEMPT_LABEL = "finetune.dev/attempt"

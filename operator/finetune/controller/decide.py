@@ -175,7 +175,7 @@ class _Flow:
         """Take in how an attempt goes; False while it may still run, or when its end is the job's end."""
         draft = self.draft
         for state in outcome.steps:
-            draft.take_in(state)
+            draft.take_in(state, settled=outcome.over or state.step != stage.STEPS[-1])
         if stage is train:
             draft.update(attempts=draft.attempts.model_copy(update={"count": max(draft.attempts.count, number)}))
         if not outcome.over:

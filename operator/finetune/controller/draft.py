@@ -21,6 +21,7 @@ from finetune.api.status import (
     TokensStatus,
     TrainingStatus,
 )
+from finetune.controller.findings import sentence
 from finetune.controller.stages.attempt import State, StepState
 
 CONDITIONS: Mapping[Step, ConditionType] = {
@@ -88,18 +89,21 @@ class Draft:
         """What the job waits for, for status.message."""
         self.update(message=shortened(message, 4096))
 
-    def take_in(self, state: StepState) -> None:
-        """What one step of the running stage shows: its condition, and the part of status that it reported."""
+    def take_in(self, state: StepState, *, settled: bool) -> None:
+        """What one step of the running stage shows: its condition, and the part of status that it reported.
+
+        A step that ends its attempt is done only when that is settled, that is, when its pod has ended too: otherwise
+        the stage would count as done with an attempt that still runs.
+        """
         kind = CONDITIONS[state.step]
-        if state.state == State.DONE:
-            if state.report and state.report.result is not None:
-                self._report(state.step, state.report)
-            if not self.holds(kind):
-                self.set(kind, ConditionStatus.TRUE, "Succeeded")
-        elif state.state == State.RUNNING and not self.holds(kind):
-            self.set(kind, ConditionStatus.FALSE, "Running")
-        elif state.state == State.FAILED and state.report and state.report.result:
+        if state.state in (State.DONE, State.FAILED) and state.report and state.report.result is not None:
             self._report(state.step, state.report)
+        if self.holds(kind):
+            return
+        if state.state == State.DONE and settled:
+            self.set(kind, ConditionStatus.TRUE, "Succeeded", sentence(state.step, self.status))
+        elif state.state == State.RUNNING:
+            self.set(kind, ConditionStatus.FALSE, "Running")
 
     def _report(self, step: Step, report: StepReport) -> None:
         """Merge a report into its part of status; whatever does not fit the API is dropped, field by field."""

@@ -390,3 +390,22 @@ def job_status(job: FineTuneJob):
 
 def test_stamps_are_in_utc():
     assert stamp(NOW) == "2026-03-01T12:00:00Z"
+
+
+def test_a_step_that_ended_in_a_pod_that_has_not_leaves_its_attempt_open():
+    """The kubelet tells of a container's end before the pod's: between the two, the outcome must not get lost."""
+    report = {"step": "train", "result": {"steps": 4}}
+    ended = decided(prepared(), Claim(), Job("train"), Pod("train").ended(Step.TRAIN, 0, report))
+    assert not is_true(ended.status.conditions, ConditionType.TRAINED)
+    job = prepared().with_status(ended.status)
+    over = decided(job, Claim(), Job("train"), Pod("train").ended(Step.TRAIN, 0, report).succeeded())
+    assert is_true(over.status.conditions, ConditionType.TRAINED)
+    assert [item.outcome for item in over.status.attempts.history if item.stage == "train"] == [
+        AttemptOutcome.SUCCEEDED
+    ]
+
+
+def test_a_condition_says_what_its_step_found():
+    pod = Pod("prepare").done(Step.DOWNLOAD, commit="0123456789abcdef", sizeBytes=1_334_762).running(Step.ADD_TOKENS)
+    decision = decided(started(), Claim(), Job("prepare"), pod)
+    assert find(decision.status.conditions, ConditionType.MODEL_DOWNLOADED).message == "commit 0123456789ab, 1.33 MB"

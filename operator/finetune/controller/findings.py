@@ -1,0 +1,85 @@
+"""What each step found, as the sentence of its condition: `kubectl describe` reads like a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from finetune.api.contract import Step
+from finetune.api.status import FineTuneJobStatus
+
+
+def sentence(step: Step, status: FineTuneJobStatus) -> str:
+    """What the step's part of status says, in one line; empty where it says nothing."""
+    return ", ".join(_SENTENCES[step](status))
+
+
+def size(count: int) -> str:
+    """Bytes for people, in powers of 1000."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def _download(status: FineTuneJobStatus) -> Iterator[str]:
+    if model := status.model:
+        yield from [f"commit {model.commit[:12]}"] if model.commit else []
+        yield from [size(model.size_bytes)] if model.size_bytes is not None else []
+        yield from ["there already"] if model.reused else []
+
+
+def _add_tokens(status: FineTuneJobStatus) -> Iterator[str]:
+    if tokens := status.tokens:
+        yield f"{tokens.added:,} added"
+        yield from [f"{tokens.already_present:,} present already"] if tokens.already_present else []
+        if tokens.vocabulary_size is not None and tokens.vocabulary_size_before is not None:
+            yield f"vocabulary {tokens.vocabulary_size_before:,} → {tokens.vocabulary_size:,}"
+        if tokens.embedding_rows is not None and tokens.embedding_rows_before is not None:
+            yield f"embedding rows {tokens.embedding_rows_before:,} → {tokens.embedding_rows:,}"
+        yield from (f"warning: {text}" for text in tokens.warnings or ())
+
+
+def _reload(status: FineTuneJobStatus) -> Iterator[str]:
+    if status.tokens and status.tokens.probabilities:
+        first = status.tokens.probabilities[0]
+        yield "loads strictly"
+        if first.without_prompt is not None and first.with_prompt is not None:
+            yield f"P({first.token}) is {first.without_prompt:.3g}"
+            yield f"after the generation prompt {first.with_prompt:.3g}"
+
+
+def _load_dataset(status: FineTuneJobStatus) -> Iterator[str]:
+    if dataset := status.dataset:
+        yield f"{dataset.examples:,} examples"
+        yield from [f"{dataset.validation_examples:,} held out"] if dataset.validation_examples else []
+        yield f"{dataset.trained_tokens:,} of {dataset.tokens:,} tokens carry loss"
+        yield from [f"{dataset.truncated:,} truncated"] if dataset.truncated else []
+        yield from [f"{dataset.dropped:,} dropped"] if dataset.dropped else []
+        if dataset.unused_tokens:
+            yield f"warning: never in the data and so untrained: {' '.join(dataset.unused_tokens)}"
+
+
+def _train(status: FineTuneJobStatus) -> Iterator[str]:
+    if training := status.training:
+        yield from [f"{training.steps:,} steps"] if training.steps is not None else []
+        yield from [f"loss {training.loss:.4g}"] if training.loss is not None else []
+        yield from [f"validation loss {training.validation_loss:.4g}"] if training.validation_loss is not None else []
+        yield from ["a resumption was not bit-exact"] if training.exact is False else []
+
+
+def _save(status: FineTuneJobStatus) -> Iterator[str]:
+    if output := status.output:
+        yield from [output.uri] if output.uri else []
+        yield from [size(output.size_bytes)] if output.size_bytes is not None else []
+
+
+_SENTENCES: Mapping[Step, Callable[[FineTuneJobStatus], Iterator[str]]] = {
+    Step.DOWNLOAD: _download,
+    Step.ADD_TOKENS: _add_tokens,
+    Step.RELOAD: _reload,
+    Step.LOAD_DATASET: _load_dataset,
+    Step.TRAIN: _train,
+    Step.SAVE: _save,
+}
