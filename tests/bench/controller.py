@@ -14,7 +14,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from rich.table import Table
 from finetune.api import API_VERSION, KIND
 from finetune.api.contract import CONTAINERS, OPERATOR_LABEL, Step
 from finetune.controller.resources import CLAIMS, FINETUNEJOBS, JOBS, PODS, Resource
-from finetune.controller.rest import MERGE, Api, connection
+from finetune.controller.rest import Api, connection
 from tests.cluster import Cluster
 from tests.integration.controller.process import OperatorProcess, fresh_namespace
 
@@ -33,6 +33,9 @@ OUTPUT = Path(__file__).parents[2] / "build" / "bench" / "controller.json"
 CLIENTS = 32
 NOWHERE = {"finetune.dev/bench": "no-such-node"}
 STEPS = (Step.DOWNLOAD, Step.ADD_TOKENS, Step.RELOAD, Step.LOAD_DATASET)
+SECONDS_BETWEEN_CHANGES = 8.0
+"""Of one pod; 100 jobs then change a dozen times a second."""
+
 PHASES = ("Downloading", "AddingTokens", "Reloading", "LoadingDataset")
 
 
@@ -70,6 +73,7 @@ class Watched:
 
     def __init__(self, api: Api, resource: Resource, namespace: str) -> None:
         self.seen: list[tuple[float, str, dict[str, Any]]] = []
+        self.added: dict[str, tuple[float, dict[str, Any]]] = {}
         self._task = asyncio.create_task(self._follow(api, resource.path(namespace)))
         self.listener: Callable[[float, dict[str, Any]], None] = lambda when, item: None
 
@@ -85,10 +89,9 @@ class Watched:
                     slim["metadata"]["owner"] = (item["metadata"].get("ownerReferences") or [{}])[0].get("name")
                     slim["status"] = {"phase": (item.get("status") or {}).get("phase")}
                     self.seen.append((now, change["type"], slim))
+                    if change["type"] == "ADDED":
+                        self.added[slim["metadata"]["name"]] = (now, slim)
                     self.listener(now, slim)
-
-    def added(self) -> dict[str, tuple[float, dict[str, Any]]]:
-        return {item["metadata"]["name"]: (when, item) for when, kind, item in self.seen if kind == "ADDED"}
 
     def stop(self) -> None:
         self._task.cancel()
@@ -110,7 +113,7 @@ async def until(condition: Callable[[], bool], seconds: float, what: str) -> Non
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(what)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -130,18 +133,15 @@ async def plain(api: Api, namespace: str, count: int) -> dict[str, float]:
         return send
 
     await crowd(create(f"job-{number}") for number in range(count))
-    await until(lambda: len(jobs.added()) >= count, 120, "plain Jobs")
-    seconds = max(when for when, _ in jobs.added().values()) - began
+    await until(lambda: len(jobs.added) >= count, 120, "plain Jobs")
+    seconds = max(when for when, _ in jobs.added.values()) - began
     jobs.stop()
     return {"seconds": seconds, "rate": count / seconds}
 
 
-async def taken_up(api: Api, namespace: str, operator: OperatorProcess, count: int) -> dict[str, float]:
-    """FineTuneJobs: from their creation to their first Job."""
-    watches = {resource: Watched(api, resource, namespace) for resource in (FINETUNEJOBS, JOBS, PODS, CLAIMS)}
-    await asyncio.sleep(0.5)
+async def submit(api: Api, namespace: str, operator: OperatorProcess, prefix: str, count: int) -> dict[str, float]:
+    """Create FineTuneJobs as fast as the server takes them; when each was there."""
     created: dict[str, float] = {}
-    began = time.perf_counter()
 
     def create(name: str) -> Callable[[], Awaitable[None]]:
         async def send() -> None:
@@ -150,37 +150,54 @@ async def taken_up(api: Api, namespace: str, operator: OperatorProcess, count: i
 
         return send
 
-    await crowd(create(f"ftj-{number}") for number in range(count))
+    await crowd(create(f"{prefix}-{number}") for number in range(count))
+    return created
+
+
+async def taken_up(api: Api, namespace: str, operator: OperatorProcess, count: int) -> dict[str, float]:
+    """FineTuneJobs: from their creation to their first Job. Only Jobs are watched, as for the plain ones."""
+    jobs = Watched(api, JOBS, namespace)
+    await asyncio.sleep(0.5)
+    began = time.perf_counter()
+    created = await submit(api, namespace, operator, "ftj", count)
     sent = time.perf_counter() - began
-    await until(lambda: len(watches[JOBS].added()) >= count, 240, "first Jobs")
-    first = {item["metadata"]["owner"]: when for when, item in watches[JOBS].added().values()}
-    await until(lambda: len(watches[PODS].added()) >= count, 240, "first pods")
-    await asyncio.sleep(3)
-    memory = operator.peak_memory()
-    pods = {
-        item["metadata"]["owner"].removesuffix("-prepare-1"): int(item["metadata"]["resourceVersion"])
-        for _, item in watches[PODS].added().values()
-    }
-    writes: Counter[str] = Counter()
-    for resource in (FINETUNEJOBS, JOBS, CLAIMS):
-        for _, change, item in watches[resource].seen:
-            job = item["metadata"]["owner"] or item["metadata"]["name"]
-            ours = change == "MODIFIED" if resource is FINETUNEJOBS else change == "ADDED"
-            if ours and int(item["metadata"]["resourceVersion"]) < pods.get(job, 0):
-                writes[job] += 1
-    for watch in watches.values():
-        watch.stop()
+    await until(lambda: len(jobs.added) >= count, 240, "first Jobs")
+    jobs.stop()
+    first = {item["metadata"]["owner"]: when for when, item in jobs.added.values()}
     delays = [first[name] - created[name] for name in created]
     seconds = max(first.values()) - began
+    await asyncio.sleep(15)  # their pods come, and are found unschedulable: memory is largest then
     return {
         "seconds": seconds,
         "rate": count / seconds,
         "client": sent,
         "p50": statistics.median(delays),
         "p99": quantile(delays, 0.99),
-        "writes": max(writes.values()),
-        "memory": memory / 2**20,
+        "memory": operator.peak_memory() / 2**20,
     }
+
+
+async def writes(api: Api, namespace: str, operator: OperatorProcess, count: int) -> int:
+    """The most writes for one job before its pod exists, by the order of resourceVersions."""
+    watches = {resource: Watched(api, resource, namespace) for resource in (FINETUNEJOBS, JOBS, PODS, CLAIMS)}
+    await asyncio.sleep(0.5)
+    await submit(api, namespace, operator, "few", count)
+    await until(lambda: len(watches[PODS].added) >= count, 120, "first pods")
+    await asyncio.sleep(1)
+    pods = {
+        item["metadata"]["owner"].removesuffix("-prepare-1"): int(item["metadata"]["resourceVersion"])
+        for _, item in watches[PODS].added.values()
+    }
+    found: Counter[str] = Counter()
+    for resource in (FINETUNEJOBS, JOBS, CLAIMS):
+        for _, change, item in watches[resource].seen:
+            job = item["metadata"]["owner"] or item["metadata"]["name"]
+            ours = change == "MODIFIED" if resource is FINETUNEJOBS else change == "ADDED"
+            if ours and int(item["metadata"]["resourceVersion"]) < pods.get(job, 0):
+                found[job] += 1
+    for watch in watches.values():
+        watch.stop()
+    return max(found.values())
 
 
 async def freshness(api: Api, namespace: str, operator: OperatorProcess, count: int) -> dict[str, float]:
@@ -189,31 +206,31 @@ async def freshness(api: Api, namespace: str, operator: OperatorProcess, count: 
     await asyncio.sleep(0.5)
     for number in range(count):
         await api.create(FINETUNEJOBS.path(namespace), finetune_job(f"live-{number}", operator.name))
-    await until(lambda: len(pods.added()) >= count, 60, "pods")
+    await until(lambda: len(pods.added) >= count, 60, "pods")
     await asyncio.sleep(3)
-    shown: dict[tuple[str, str], float] = {}
+    loop = asyncio.get_running_loop()
+    shown: defaultdict[tuple[str, str], asyncio.Future[float]] = defaultdict(loop.create_future)
 
     def listen(when: float, item: dict[str, Any]) -> None:
-        shown.setdefault((item["metadata"]["name"], str(item["status"]["phase"])), when)
+        future = shown[item["metadata"]["name"], str(item["status"]["phase"])]
+        if not future.done():
+            future.set_result(when)
 
     jobs.listener = listen
     delays: list[float] = []
 
     async def live(pod: str, job: str) -> None:
-        await asyncio.sleep(random.random() * 4)
+        await asyncio.sleep(random.random() * SECONDS_BETWEEN_CHANGES)
         for position, phase in enumerate(PHASES):
             statuses = [_container(step, index - position) for index, step in enumerate(STEPS)]
             status = {"initContainerStatuses": statuses[:3], "containerStatuses": statuses[3:], "phase": "Pending"}
             began = time.perf_counter()
-            await api._request(
-                "PATCH", PODS.path(namespace, pod, "status"), body={"status": status}, content_type=MERGE
-            )
-            await until(lambda phase=phase: (job, phase) in shown, 30, f"{job} shows {phase}")  # type: ignore[misc]
-            delays.append(shown[job, phase] - began)
-            await asyncio.sleep(2 + random.random() * 2)
+            await api.merge(PODS.path(namespace, pod, "status"), {"status": status})
+            delays.append(await asyncio.wait_for(shown[job, phase], 60) - began)
+            await asyncio.sleep(SECONDS_BETWEEN_CHANGES * (0.5 + random.random()))
 
     await asyncio.gather(
-        *(live(name, item["metadata"]["owner"].removesuffix("-prepare-1")) for name, (_, item) in pods.added().items())
+        *(live(name, item["metadata"]["owner"].removesuffix("-prepare-1")) for name, (_, item) in pods.added.items())
     )
     jobs.stop()
     pods.stop()
@@ -249,16 +266,18 @@ async def measure(cluster: Cluster, count: int, live: int, log: Path) -> list[di
         with fresh_namespace(cluster, "bench-ftj", wait=True) as namespace:
             operator = OperatorProcess(cluster, namespace, namespace, log, FINETUNE_LEASE_SECONDS="15").start()
             try:
+                most = await writes(api, namespace, operator, max(10, count // 20))
                 found = await taken_up(api, namespace, operator, count)
             finally:
                 operator.stop()
             row(case, "until all are created", found["client"], "s")
             row(case, "until all first Jobs exist", found["seconds"], "s")
             row(case, "rate", found["rate"], "jobs/s", ">= 120", found["rate"] >= 120)
-            row(case, "rate against plain Jobs", found["rate"] / peer["rate"], "x")
+            row(case, "requests of client and operator", found["rate"] * (1 + most), "writes/s")
+            row(case, "the same against plain Jobs", found["rate"] * (1 + most) / peer["rate"], "x")
             row(case, "creation to Job, p50", found["p50"], "s")
             row(case, "creation to Job, p99", found["p99"], "s")
-            row(case, "most writes before the pod", found["writes"], "writes/job", "<= 3", found["writes"] <= 3)
+            row(case, "most writes before the pod", most, "writes/job", "<= 3", most <= 3)
             row(case, "peak memory of the operator", found["memory"], "MiB", "<= 120", found["memory"] <= 120)
         case = f"{live} running jobs"
         with fresh_namespace(cluster, "bench-live", wait=True) as namespace:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from finetune.api import KIND
 from finetune.controller import complaints, health, progress
 from finetune.controller.apply import Applier
 from finetune.controller.following import follow
@@ -79,12 +80,12 @@ class Replica:
         else:
             key = self.store.feed({**item, "kind": kind})
         if key is not None:
-            self.enqueue(key)
+            self.enqueue(key, new=kind == KIND and "status" not in item)
 
-    def enqueue(self, key: Key) -> None:
-        """Visit the job, if this replica decides."""
+    def enqueue(self, key: Key, *, new: bool = False) -> None:
+        """Visit the job, if this replica decides; soon, when it is new."""
         if self._deciding:
-            self.queue.add(key)
+            self.queue.add(key, new=new)
 
     async def run(self, watch: Watch, stop: asyncio.Event) -> None:
         """Until `stop` is set or some part ends."""

@@ -39,6 +39,6 @@ BY_KIND = {resource.kind: resource for resource in WATCHED}
 
 
 def watched(operator: str) -> tuple[Resource, ...]:
-    """The watched kinds, narrowed to the FineTuneJobs that are for the operator of that name."""
-    selector = f"{OPERATOR_LABEL}={operator}" if operator else f"!{OPERATOR_LABEL}"
-    return tuple(replace(item, selector=selector) if item is FINETUNEJOBS else item for item in WATCHED)
+    """The watched kinds, narrowed to the FineTuneJobs (and their children) for the operator of that name."""
+    mine = f"{OPERATOR_LABEL}={operator}" if operator else f"!{OPERATOR_LABEL}"
+    return tuple(replace(item, selector=",".join(filter(None, (item.selector, mine)))) for item in WATCHED)

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from finetune.api.contract import CA_ANNOTATION, JOB_ANNOTATION, StepJob
+from finetune.api.contract import CA_ANNOTATION, JOB_ANNOTATION, OPERATOR_LABEL, StepJob
 from finetune.controller.observed import Observed
+from finetune.controller.resources import watched
 from finetune.controller.stages import pod, prepare, save, train, workspace
 from tests.builders import FineTuneJob
 
@@ -136,14 +137,7 @@ def test_the_training_pod_gets_what_the_spec_asks_for():
     assert spec["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
     assert (spec["priorityClassName"], spec["terminationGracePeriodSeconds"]) == ("low", 77)
     assert env(container)["FINETUNE_DEVICES"] == "2"
-    assert env(container)["OMP_NUM_THREADS"] == "4"
     assert "/dev/shm" in mounts(container)
-
-
-@pytest.mark.parametrize(("cpu", "threads"), [(None, "1"), ("1500m", "1"), ("500m", "1"), ("2", "2"), (3, "3")])
-def test_threads_are_pinned_to_whole_cpus(cpu, threads):
-    job = FineTuneJob().training(resources={"limits": {"cpu": cpu}} if cpu else {})
-    assert env(containers(pod_of(train, job))["train"])["OMP_NUM_THREADS"] == threads
 
 
 def test_every_container_reports_progress_with_a_token_for_nothing_else():
@@ -166,6 +160,18 @@ def test_the_hubs_mirror_is_known_to_those_who_download():
     steps = containers(pod_of(prepare))
     assert env(steps["download-model"])["HF_ENDPOINT"] == "http://hub"
     assert "HF_ENDPOINT" not in env(steps["reload-model"])
+
+
+def test_children_of_a_job_for_another_operator_are_left_to_that_one():
+    job = FineTuneJob().build()
+    job["metadata"]["labels"] = {OPERATOR_LABEL: "canary"}
+    child = train.manifest(Observed(job=job), SETTINGS, 1)
+    assert child["metadata"]["labels"][OPERATOR_LABEL] == "canary"
+    assert [item.selector for item in watched("canary")] == [
+        "finetune.dev/operator=canary",
+        *["finetune.dev/job-name,finetune.dev/operator=canary"] * 3,
+    ]
+    assert watched("")[0].selector == "!finetune.dev/operator"
 
 
 def test_the_workspace_is_what_the_spec_says():

@@ -121,6 +121,24 @@ async def test_a_delayed_visit_happens_when_it_is_due_and_a_new_time_replaces_th
     await worker
 
 
+async def test_new_jobs_go_first_but_the_others_do_not_starve():
+    queue, visits = WorkQueue(), []
+
+    async def visit(key):
+        visits.append(key[1])
+
+    for number in range(6):
+        queue.add(("team", f"old-{number}"))
+    for number in range(6):
+        queue.add(("team", f"new-{number}"), new=True)
+    worker = asyncio.create_task(queue.work(visit))
+    await asyncio.sleep(0.01)
+    queue.close()
+    await worker
+    assert visits[:8] == ["new-0", "new-1", "new-2", "old-0", "new-3", "new-4", "new-5", "old-1"]
+    assert len(visits) == 12
+
+
 async def test_closing_finishes_the_visit_under_way_and_begins_no_other():
     queue, ended = WorkQueue(), []
 

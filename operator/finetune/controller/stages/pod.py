@@ -19,6 +19,7 @@ from finetune.api.contract import (
     JOB_LABEL,
     JOB_UID_LABEL,
     NEVER_RETRIED,
+    OPERATOR_LABEL,
     PROGRESS_CA,
     PROGRESS_TOKEN,
     PROGRESS_URL,
@@ -73,12 +74,14 @@ def child_name(job: str, stage: str, attempt: int) -> str:
 
 def labels(observed: Observed, stage: str, attempt: int = 0) -> dict[str, str]:
     """The labels that children are watched and told apart by."""
+    operator = (observed.job["metadata"].get("labels") or {}).get(OPERATOR_LABEL)
     return {
         "app.kubernetes.io/managed-by": "finetune-operator",
         JOB_LABEL: observed.name,
         JOB_UID_LABEL: observed.uid,
         STAGE_LABEL: stage,
         **({ATTEMPT_LABEL: str(attempt)} if attempt else {}),
+        **({OPERATOR_LABEL: operator} if operator else {}),
     }
 
 
@@ -247,21 +250,13 @@ def devices_of(spec: FineTuneJobSpec) -> int:
     return int((spec.training.resources.limits or {}).get("nvidia.com/gpu", "1"))
 
 
-def whole_cpus(resources: Resources) -> int | None:
-    """CPUs that the limit (or else the request) grants, rounded down but at least 1; None when neither is set."""
-    quantity = (resources.limits or {}).get("cpu") or (resources.requests or {}).get("cpu")
-    if quantity is None:
-        return None
-    cpus = float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
-    return max(1, int(cpus))
-
-
 def _environment(settings: PodSettings) -> dict[str, str]:
     environment = {
         "HOME": "/tmp",  # noqa: S108 - an emptyDir of the pod's own
         "HF_HOME": "/tmp/huggingface",  # noqa: S108
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONHASHSEED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
     if _reports(settings):

@@ -1,4 +1,4 @@
-"""Train: the pod that holds the GPUs. It sees no credentials, and what decides the last bit of a sum is pinned."""
+"""Train: the pod that holds the GPUs. It sees no credentials."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dic
         Step.TRAIN,
         training_image=True,
         resources=training.resources,
-        env={DEVICES: str(pod.devices_of(observed.spec)), **pinned(observed)},
+        env={DEVICES: str(pod.devices_of(observed.spec))},
         mounts=[{"name": "dshm", "mountPath": "/dev/shm"}],  # noqa: S108 - where NCCL and data loaders share memory
     )
     spec_of_pod = pod.pod_spec(
@@ -37,25 +37,6 @@ def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dic
     if training.priority_class_name:
         spec_of_pod["priorityClassName"] = training.priority_class_name
     return pod.job_manifest(observed, settings, STAGE, attempt, spec_of_pod, indexed=True)
-
-
-def pinned(observed: Observed) -> dict[str, str]:
-    """What makes a resumed run equal an undisturbed one, bit for bit, on any node.
-
-    Sums are split by thread, and kernels are chosen by CPU capability: both are fixed. Each training process gets an
-    equal share of the pod's whole CPUs, and one thread where the job names no CPUs.
-    """
-    cpus = pod.whole_cpus(observed.spec.training.resources) or 1
-    threads = str(max(1, cpus // pod.devices_of(observed.spec)))
-    return {
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "ATEN_CPU_CAPABILITY": "avx2",
-        "MKL_CBWR": "COMPATIBLE",
-        "ONEDNN_MAX_CPU_ISA": "AVX2",
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
 
 
 def outcome(observed: Observed, child: Object | None, number: int, pods: tuple[Object, ...]) -> Outcome:
