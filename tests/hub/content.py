@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from tests import models
@@ -15,6 +17,7 @@ RULES = [
     {"match": "models/tests/slow/*", "action": "throttle", "bytesPerSecond": 200_000},
 ]
 ROWS = 240
+DEMO_DATASET = Path(__file__).parents[2] / "manifests/examples/think-answer/dataset.py"
 
 
 def write(folder: Path) -> None:
@@ -27,6 +30,10 @@ def write(folder: Path) -> None:
     rows = folder / "datasets/tests/rows"
     rows.mkdir(parents=True)
     rows.joinpath("train.jsonl").write_text("".join(json.dumps(_row(number)) + "\n" for number in range(ROWS)))
+    small = folder / "datasets/finetune/reasoning-small"
+    small.mkdir(parents=True)
+    with (small / "train.jsonl").open("wb") as file:
+        subprocess.run([sys.executable, DEMO_DATASET], stdout=file, check=True)
     (folder / "rules.json").write_text(json.dumps(RULES))
 
 

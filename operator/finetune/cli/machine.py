@@ -1,13 +1,11 @@
-"""What this machine gives a training process: its devices, and what decides the last bit of a sum."""
+"""What this machine gives a training process: packages and devices."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from importlib.util import find_spec
 
-from finetune.api.contract import DEVICES
 from finetune.api.spec import FineTuneJobSpec
 
 GPU = "nvidia.com/gpu"
@@ -40,18 +38,3 @@ def devices(spec: FineTuneJobSpec, present: int) -> int:
     while spec.training.batch_size % (spec.training.micro_batch_size * count):
         count -= 1
     return count
-
-
-def environment(count: int) -> dict[str, str]:
-    """Fixed, so that a run that was stopped and goes on equals an undisturbed one on this machine, bit for bit."""
-    threads = str(max(1, (os.cpu_count() or 1) // count))
-    return {
-        DEVICES: str(count),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "ATEN_CPU_CAPABILITY": "avx2",
-        "MKL_CBWR": "COMPATIBLE",
-        "ONEDNN_MAX_CPU_ISA": "AVX2",
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "TOKENIZERS_PARALLELISM": "false",
-    }

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from finetune.api.contract import ExitCode, Step, claims_of
+from finetune.api.contract import DEVICES, ExitCode, Step, claims_of
 from finetune.api.spec import FineTuneJobSpec, ModelSource
 from finetune.cli import document, machine
 from finetune.cli.check import InvalidJob, checked
@@ -117,7 +117,7 @@ def _run(
     picture = Picture(title, [Line(step) for step in steps_of(spec)])
 
     def environment(step: Step) -> dict[str, str]:
-        return folder.environment(step, where, {**extra, **(machine.environment(count) if step == Step.TRAIN else {})})
+        return folder.environment(step, where, {**extra, DEVICES: str(count)})
 
     if out.is_terminal:
         with Live(picture, console=out, refresh_per_second=8, transient=True):

@@ -86,10 +86,10 @@ def progress(report: Report, step: Step, before: Progress | None, now: datetime)
         "current": current,
         "total": total,
         "unit": unit,
-        "loss": numbers.get("loss", numbers.get("train_loss")),
-        "validationLoss": numbers.get("validation_loss", numbers.get("eval_loss")),
-        "learningRate": numbers.get("learning_rate"),
-        "tokensPerSecond": numbers.get("tokens_per_second"),
+        "loss": _rounded(numbers, "loss", "train_loss"),
+        "validationLoss": _rounded(numbers, "validation_loss", "eval_loss"),
+        "learningRate": _rounded(numbers, "learning_rate"),
+        "tokensPerSecond": _rounded(numbers, "tokens_per_second"),
         "checkpointStep": _count(numbers, "checkpoint_step"),
     }
     if before and not same:
@@ -141,6 +141,11 @@ def _number(value: object) -> float | None:
     except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+def _rounded(numbers: dict[str, float], *names: str) -> float | None:
+    """To four digits: kubectl's columns print a number with all that it has."""
+    return next((float(f"{numbers[name]:.4g}") for name in names if name in numbers), None)
 
 
 def _count(numbers: dict[str, float], *names: str) -> int | None:

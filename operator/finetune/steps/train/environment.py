@@ -1,8 +1,8 @@
 """What has to be equal for a resumed run to repeat the undisturbed one bit for bit, besides the code.
 
 Sums of floats depend on how many threads share them and on which vector instructions they use. Both are pinned in the
-training process's environment and recorded in each checkpoint; a resumed run takes them from there, so that a pod that
-lands on another machine goes on as before, if that machine can.
+training process's environment and recorded in each checkpoint: the instructions to AVX2, which every server of the last
+decade has, so that a pod that lands on another machine goes on as before; the threads to what the first attempt had.
 """
 
 from __future__ import annotations
@@ -12,22 +12,19 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-PINNED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
-"""The variables that are pinned. What the pod's environment says takes precedence."""
+INSTRUCTIONS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2,STRICT"}
+"""One name for AVX2 in each of the libraries that torch computes with on a CPU."""
 
-ISA = {"avx512": "AVX512_CORE", "avx2": "AVX2"}
-"""oneDNN's names for torch's CPU capabilities."""
+PINNED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", *INSTRUCTIONS)
+"""The variables that are pinned. What the pod's environment says takes precedence."""
 
 
 def pinned(environment: Mapping[str, str], recorded: Mapping[str, str], devices: int) -> dict[str, str]:
     """The pinned variables of a training process: as set, else as recorded in the checkpoint, else for this machine."""
     threads = str(max(1, processors() // devices))
-    capability = _capability()
-    here = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "MKL_CBWR": "AUTO,STRICT"}
-    if capability:
-        here |= {"ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": ISA[capability]}
+    here = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **(INSTRUCTIONS if _has_avx2() else {})}
     values = {name: environment.get(name, recorded.get(name, here.get(name))) for name in PINNED}
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None and _possible(name)}
 
 
 def processors() -> int:
@@ -51,12 +48,14 @@ def _quota() -> float | None:
     return int(limit) / int(period) if limit not in ("max", "-1") else None
 
 
-def _capability() -> str | None:
-    """The best capability of torch's CPU kernels that this machine has; None where there is no choice."""
+def _possible(name: str) -> bool:
+    """Whether this machine can do what a checkpoint of another one may have recorded."""
+    return name not in INSTRUCTIONS or _has_avx2()
+
+
+def _has_avx2() -> bool:
     try:
-        flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
+        flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
     except OSError:
-        return None
-    if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags:
-        return "avx512"
-    return "avx2" if {"avx2", "fma"} <= flags else None
+        return False
+    return {"avx2", "fma"} <= set(flags)
