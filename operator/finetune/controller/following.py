@@ -15,7 +15,7 @@ from finetune.controller.rest import Api, ApiError
 
 log = logging.getLogger(__name__)
 
-_PAGE = "250"
+_PAGE = "100"
 
 Item = dict[str, Any]
 

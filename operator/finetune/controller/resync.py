@@ -19,7 +19,7 @@ from finetune.controller.store import Key, Store
 
 log = logging.getLogger(__name__)
 
-_PAGE = "250"
+_PAGE = "100"
 _TOLERATED_ROUNDS = 2
 _GRACE_SECONDS = 3.0
 """A watch that lives brings a change well within this."""
@@ -42,8 +42,9 @@ class Resync:
         """List everything in full. Until this is done nothing may be decided: an absent child might just be unread."""
         for resource in self.watched:
             for namespace in self.namespaces:
-                async for item in self._pages(resource, namespace):
-                    self.store.feed({**item, "kind": resource.kind})
+                async for page in self._pages(resource, namespace):
+                    for item in page.get("items") or ():
+                        self.store.feed({**item, "kind": resource.kind})
             await self._compare(resource)
 
     async def run(self, seconds: float) -> None:
@@ -79,13 +80,13 @@ class Resync:
         """Remove what is gone, fetch what the watch has not brought within the grace; the latter is returned."""
         behind = set()
         for namespace in self.namespaces:
-            query = {"resourceVersion": "0"} | ({"labelSelector": resource.selector} if resource.selector else {})
-            page = await self.api.get(resource.path(namespace), query, accept=METADATA_ONLY)
-            version = int(page["metadata"]["resourceVersion"])
-            seen = {}
-            for item in page.get("items") or ():
-                metadata = item["metadata"]
-                seen[metadata["namespace"], metadata["name"]] = metadata["uid"], int(metadata["resourceVersion"])
+            seen: dict[tuple[str, str], tuple[str, int]] = {}
+            version = 0
+            async for page in self._pages(resource, namespace, METADATA_ONLY):
+                version = version or int(page["metadata"]["resourceVersion"])
+                for item in page.get("items") or ():
+                    metadata = item["metadata"]
+                    seen[metadata["namespace"], metadata["name"]] = metadata["uid"], int(metadata["resourceVersion"])
             self.forget_missing(resource, namespace, {uid for uid, _ in seen.values()}, version)
             if self._older(resource, seen):
                 await asyncio.sleep(grace)
@@ -114,12 +115,14 @@ class Resync:
         if key is not None:
             self.enqueue(key)
 
-    async def _pages(self, resource: Resource, namespace: str | None) -> AsyncIterator[dict[str, Any]]:
+    async def _pages(
+        self, resource: Resource, namespace: str | None, accept: str = ""
+    ) -> AsyncIterator[dict[str, Any]]:
+        """A list, page by page: managedFields and annotations make even the metadata of 1,000 pods a burden."""
         query = {"limit": _PAGE} | ({"labelSelector": resource.selector} if resource.selector else {})
         while True:
-            page = await self.api.get(resource.path(namespace), query)
-            for item in page.get("items") or ():
-                yield item
+            page = await self.api.get(resource.path(namespace), query, accept=accept)
+            yield page
             token = page["metadata"].get("continue")
             if not token:
                 return

@@ -46,6 +46,20 @@ def compared(api: Api, store: Store) -> tuple[Resync, list]:
     return Resync(api, store, (None,), WATCHED, told.append), told
 
 
+async def test_lists_are_read_page_by_page():
+    class Paged(Api):
+        async def get(self, path, query=None, accept=""):
+            page = await super().get(path, query, accept)
+            start = int((query or {}).get("continue", 0))
+            if page["items"][start + 1 :]:
+                page["metadata"]["continue"] = str(start + 1)
+            return page | {"items": page["items"][start : start + 1]}
+
+    store = Store()
+    await compared(Paged(*(FineTuneJob(name, name).build() for name in "abc")), store)[0].fill()
+    assert len(store.job_keys()) == 3
+
+
 async def test_before_the_first_decision_everything_is_listed():
     store = Store()
     await compared(Api(FineTuneJob().build(), Job("prepare").build()), store)[0].fill()
