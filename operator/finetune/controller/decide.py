@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from finetune.api import KIND
 from finetune.api.conditions import ConditionStatus, ConditionType
 from finetune.api.contract import Step
 from finetune.api.implemented import not_implemented
@@ -94,17 +95,18 @@ class _Flow:
 
     def after_the_end(self) -> Decision:
         """A finished job: stop what still runs of a failed one; delete the job when its time has come."""
-        status = self.observed.status
-        if status.phase == Phase.FAILED:
+        if self.observed.status.phase == Phase.FAILED:
             self._stop_children()
-        assert status.completion_time is not None
+        expiry = self._expiry()
+        if expiry is not None and expiry <= self.now:
+            return Decision(delete=(Child(KIND, self.observed.name, self.observed.uid),))
+        return Decision(delete=tuple(self.delete), again_at=expiry)
+
+    def _expiry(self) -> datetime | None:
+        """When a finished job is to be deleted."""
         ttl = self.observed.job["spec"].get("ttlSecondsAfterFinished")
-        if ttl is not None:
-            expiry = status.completion_time + timedelta(seconds=int(ttl))
-            if expiry <= self.now:
-                return Decision(delete=(Child("FineTuneJob", self.observed.name, self.observed.uid),))
-            self.times.append(expiry)
-        return Decision(delete=tuple(self.delete), again_at=min(self.times, default=None))
+        finished = self.draft.status.completion_time
+        return None if ttl is None or finished is None else finished + timedelta(seconds=int(ttl))
 
     def _taken_up(self) -> bool:
         """Take the job up, once; from then on the spec is frozen. False when it cannot run (yet)."""
@@ -338,6 +340,8 @@ class _Flow:
 
     def decision(self) -> Decision:
         status = self.draft.status
+        if expiry := self._expiry():  # nothing else need happen to a finished job before that
+            self.times = [expiry]
         return Decision(
             status=status if document(status) != document(self.observed.status) else None,
             latch=self.latch,

@@ -351,6 +351,11 @@ class TestTime:
         (child,) = decided(job, after=100).delete
         assert (child.kind, child.uid) == ("FineTuneJob", "job-1")
 
+    def test_the_decision_that_finishes_a_job_already_knows_when_to_delete_it(self):
+        job = trained().with_spec(ttlSecondsAfterFinished=100)
+        decision = decided(job, Claim(), Job("save"), Pod("save").succeeded())
+        assert decision.again_at == NOW + timedelta(seconds=100)
+
     def test_a_pod_that_does_not_stop_is_named_with_the_remedy(self):
         pod = Pod("train").on("gone-node").running(Step.TRAIN).deleting(NOW)
         decision = decided(prepared(), Claim(), Job("train"), pod, after=120)
