@@ -15,14 +15,15 @@ from pathlib import Path
 INSTRUCTIONS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2,STRICT"}
 """One name for AVX2 in each of the libraries that torch computes with on a CPU."""
 
-PINNED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", *INSTRUCTIONS)
-"""The variables that are pinned. What the pod's environment says takes precedence."""
+PINNED = ("OMP_NUM_THREADS", *INSTRUCTIONS)
+"""The variables that are pinned. What the pod's environment says takes precedence. MKL uses as many threads as OpenMP,
+unless somebody says otherwise: two libraries that disagree wait for each other's threads."""
 
 
 def pinned(environment: Mapping[str, str], recorded: Mapping[str, str], devices: int) -> dict[str, str]:
     """The pinned variables of a training process: as set, else as recorded in the checkpoint, else for this machine."""
     threads = str(max(1, processors() // devices))
-    here = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **(INSTRUCTIONS if _has_avx2() else {})}
+    here = {"OMP_NUM_THREADS": threads, **(INSTRUCTIONS if _has_avx2() else {})}
     values = {name: environment.get(name, recorded.get(name, here.get(name))) for name in PINNED}
     return {name: value for name, value in values.items() if value is not None and _possible(name)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ class Loop:
         asked to stop, after a checkpoint."""
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
+        started = time.monotonic()
         trainer = self._trainer()
+        log.info("loading took %.1f s", time.monotonic() - started)
         self._stop.defer()
         if self._checkpoint and self._checkpoint.step >= self._plan.steps:
             trainer.state = self._state_of(self._checkpoint)

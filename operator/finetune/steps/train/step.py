@@ -21,11 +21,12 @@ from typing import Any
 from finetune.api.contract import CLAIMS, DEVICES, JOB_FILE, WORKSPACE, ExitCode, Layout, Step, StepJob, StepReport
 from finetune.steps.failure import StepFailure
 from finetune.steps.staging import published
+from finetune.steps.stop import PREEMPTED
 from finetune.steps.train.checkpoint import Checkpoint, Checkpoints
 from finetune.steps.train.environment import pinned
 from finetune.steps.train.outcome import Outcome, read_outcomes
 from finetune.steps.train.plan import Plan
-from finetune.steps.train.stop import PREEMPTED, die_with_parent
+from finetune.steps.train.stop import die_with_parent
 
 WORKER = "finetune.steps.train.worker"
 

@@ -12,10 +12,9 @@ import signal
 import sys
 from types import FrameType
 
-_PR_SET_PDEATHSIG = 1
+from finetune.steps.stop import PREEMPTED
 
-PREEMPTED = 75
-"""`ExitCode.PREEMPTED`, which would cost an import."""
+_PR_SET_PDEATHSIG = 1
 
 
 class StopRequest:

@@ -4,8 +4,11 @@ The order of things matters here: first the signal handler, then progress (so th
 goes on), and only then the slow imports.
 """
 
+import time
+
 from finetune.steps.train.stop import StopRequest, die_with_parent
 
+STARTED = time.monotonic()
 STOP = StopRequest()
 die_with_parent()
 
@@ -67,6 +70,7 @@ def _run(
         sys.modules[package] = None  # type: ignore[assignment]  # what Python takes as "not installed"
     from finetune.steps.train.loop import Loop
 
+    logging.getLogger(__name__).info("imports took %.1f s", time.monotonic() - STARTED)
     return Loop(plan, layout, checkpoints, checkpoint, STOP, progress).run()
 
 
