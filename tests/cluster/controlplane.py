@@ -71,7 +71,6 @@ def start_api_server(layout: Layout, processes: Processes) -> None:
             f"--service-account-key-file={pki}/service-accounts.pub",
             f"--service-account-signing-key-file={pki}/service-accounts.key",
             "--allow-privileged=true",
-            "--profiling=false",
             "--max-requests-inflight=2000",
             "--max-mutating-requests-inflight=1000",
         ],
