@@ -174,7 +174,7 @@ def _malformed_line(builder: Any) -> str | None:
     """The first line of a JSONL file that is no JSON object: the readers underneath count in blocks, not in lines."""
     import fsspec
 
-    if type(builder).__name__ != "Json":
+    if not any(kind.__name__ == "Json" for kind in type(builder).__mro__):
         return None
     for path in (str(path) for paths in (builder.config.data_files or {}).values() for path in paths):
         if ".jsonl" not in path and ".ndjson" not in path:
