@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 FAKE = Path(__file__).with_name("fake_step.py")
 PROGRAM = f"""

@@ -16,6 +16,8 @@ from finetune.api.contract import ExitCode
 from tests.hub import Hub
 from tests.unit.steps.flow import Workshop
 
+pytestmark = pytest.mark.slow
+
 ROWS = [{"instruction": f"{number}+1?", "output": f"It is {number + 1}."} for number in range(30)]
 
 

@@ -20,6 +20,8 @@ from finetune.api.status import TrainingStatus
 from finetune.steps.dataset.step import run as load_dataset
 from tests.unit.steps.flow import Workshop
 
+pytestmark = pytest.mark.slow
+
 STEPS, EVERY = 32, 6
 TRAINING = {
     "maxSteps": STEPS,
