@@ -123,6 +123,16 @@ def test_a_checkpoint_of_another_run_is_refused(checkpoints: Checkpoints, change
     assert words in failure.error.message
 
 
+def test_checkpoints_of_a_run_that_is_over_make_room_for_the_next(checkpoints: Checkpoints) -> None:
+    write(checkpoints, 5)
+    following = Checkpoints(checkpoints.folder, 2, INPUTS | {"data": "e"})
+    following.forget_other_runs()
+    assert following.newest() is None
+    write(following, 5)
+    following.forget_other_runs()
+    assert newest_step(following) == 5
+
+
 class Usage(NamedTuple):
     free: int
 

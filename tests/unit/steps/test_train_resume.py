@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,34 @@ def listens(process: int) -> bool:
     """Whether the process has a handler for SIGTERM."""
     caught = Path(f"/proc/{process}/status").read_text().partition("SigCgt:")[2].split()[0]
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_two_ranks_stop_together_and_go_on_with_the_same_weights(tmp_path: Path) -> None:
+    devices = {"FINETUNE_DEVICES": "2"}
+    undisturbed, disturbed = ready(tmp_path / "one", maxSteps=14), ready(tmp_path / "other", maxSteps=14)
+    code, output = finish(start(undisturbed, **devices))
+    assert code == 0, output
+    process = start(disturbed, **devices)
+    until(lambda: newest(disturbed) >= EVERY, process)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == ExitCode.PREEMPTED, output
+    code, output = finish(start(disturbed, **devices))
+    assert code == 0, output
+    assert report(disturbed)["resumedFromStep"] >= EVERY
+    assert weights(disturbed) == weights(undisturbed)
+
+
+def test_a_changed_setting_starts_a_new_run_once_the_former_is_over(undisturbed: Workshop, tmp_path: Path) -> None:
+    workshop = Workshop(tmp_path / "copy")
+    shutil.copytree(undisturbed.folder, workshop.folder)
+    former = weights(workshop)
+    job = workshop.job(dataset={"validation": {"fraction": 0.1}}, training=TRAINING | {"learningRate": 2e-3})
+    workshop.layout.job_file.write_text(job.model_dump_json(by_alias=True))
+    code, output = finish(start(workshop))
+    assert code == 0, output
+    assert report(workshop)["resumedFromStep"] == 0
+    assert weights(workshop) != former
 
 
 def test_the_trained_model_has_the_bases_type_files_and_settings(undisturbed: Workshop) -> None:

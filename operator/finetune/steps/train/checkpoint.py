@@ -98,6 +98,13 @@ class Checkpoints:
             )
         return None
 
+    def forget_other_runs(self) -> None:
+        """Remove the checkpoints of another run: when that is over, nobody will go on from them."""
+        for checkpoint in list(self._complete()):
+            if checkpoint.marker["inputs"] != self.inputs:
+                log.info("%s is of a former run and is removed", checkpoint.folder)
+                self._remove(checkpoint.folder)
+
     def begin(self, step: int, needed: int) -> Path:
         """An empty folder for the checkpoint after `step`, once `needed` bytes fit on the disk."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from finetune.steps.staging import INPUTS, MANIFEST
+from finetune.steps.staging import MANIFEST
 from finetune.steps.train.plan import Plan
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf")
-NOT_COPIED = (*WEIGHTS, MANIFEST, "README.md", ".gitattributes", INPUTS)
+NOT_COPIED = (*WEIGHTS, MANIFEST, "README.md", ".*")
 LAST = 10
 """Steps over which the reported loss is averaged."""
 

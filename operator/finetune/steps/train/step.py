@@ -39,6 +39,8 @@ def run(job: StepJob, layout: Layout) -> StepReport:
     if (done := published(layout.trained, plan.inputs)) is not None:
         return StepReport(step=Step.TRAIN, result={**done, "reused": True})
     checkpoints = Checkpoints(layout.checkpoints, job.spec.training.checkpoint.keep, plan.inputs)
+    if published(layout.trained) is not None:
+        checkpoints.forget_other_runs()
     newest = checkpoints.newest()
     resumed = newest.step if newest else 0
     folder = layout.checkpoints / ".run"
