@@ -298,6 +298,13 @@ def test_what_cannot_be_used_is_refused_with_place_and_remedy(
     assert failure.error.hint
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_rows_number_is_that_of_the_file_also_where_rows_are_held_out(workshop: Workshop, seed: int) -> None:
+    workshop.write("rows.jsonl", [{"text": "Air."}] * 6 + [{"text": 7}] + [{"text": "Air."}] * 3)
+    job = workshop.job(dataset={"validation": {"fraction": 0.3}}, training={"maxSteps": 1, "seed": seed})
+    assert "row 7 of train" in refusal(workshop, job).error.message
+
+
 def test_a_missing_file_comes_with_the_names_of_those_that_are_there(workshop: Workshop) -> None:
     workshop.write("raws.jsonl", ROWS)
     failure = refusal(workshop, workshop.job())
