@@ -129,6 +129,7 @@ def _environment(layout: Layout, folder: Path, plan: Plan, newest: Checkpoint | 
         CLAIMS: str(layout.claims),
         DEVICES: str(plan.devices),
         "HF_HUB_OFFLINE": "1",
+        "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",  # our callback reports; the stock one would report besides
         "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
