@@ -74,7 +74,7 @@ cluster-status: $(READY) ## what runs, and how to use it with kubectl
 
 .PHONY: demo
 demo: cluster-up ## everything from cluster to trained model, before your eyes
-	$(BIN)/python -m tests.demo
+	$(BIN)/python -m tests.demo $(if $(SVG),--svg $(SVG))
 
 .PHONY: bench-tokens
 bench-tokens: $(READY) ## add-tokens against the careful transformers path

@@ -49,7 +49,7 @@ def main() -> int:
     started = time.monotonic()
     namespace_apply(installation.cluster)
     status = watch(namespace, console)
-    console.print(f"[dim]the job took {time.monotonic() - started:.0f} s[/]")
+    console.print(f"\n[dim]the job took {time.monotonic() - started:.0f} s[/]")
     if status.get("phase") != "Complete":
         console.print(installation.logs(), style="red")
         return 1
@@ -226,7 +226,7 @@ def show_answers(answers: dict[str, Any], console: Console) -> bool:
     table.add_column("its answer", ratio=1)
     notes = {"base": f"\n[dim]{answers['base']['pieces']} pieces, no token[/]"}
     for name, answer in answers.items():
-        table.add_row(name + notes.get(name, ""), f"{answer['probability']:.6f}", Text(answer["answer"].strip()))
+        table.add_row(name + notes.get(name, ""), f"{answer['probability']:.3g}", Text(answer["answer"].strip()))
     console.print(table)
     markers = ("<think>", "</think>", "<answer>", "</answer>")
     before = [marker for marker in markers if marker in answers["base"]["answer"]]
