@@ -69,9 +69,7 @@ class Server:
         kind, name, subresource = _place(path)
         assert (kind, subresource) == (KIND, "status")
         item = self._found(kind, name)
-        metadata = body["metadata"]
-        if metadata["uid"] != item["metadata"]["uid"]:
-            raise ApiError(409, "Conflict", "the UID is another one")
+        metadata = body["metadata"]  # a UID in it is ignored, as by the real server on a custom resource's status
         if metadata.get("resourceVersion", item["metadata"]["resourceVersion"]) != item["metadata"]["resourceVersion"]:
             raise ApiError(409, "Conflict", "the object has been modified")
         status = item.setdefault("status", {})

@@ -63,11 +63,12 @@ class Applier:
 
     async def apply(self, observed: Observed, decision: Decision) -> Applied:
         """Carry the decision out. Raises ApiError when the server cannot be reached or the job changed meanwhile."""
+        job = observed.job
         if decision.status is not None:
-            await self._write_status(observed, decision)
+            job = await self._write_status(observed, decision)
         if decision.progress is not None:
             self._check()
-            self.store.feed(await write_progress(self.api, observed.job, decision.progress))
+            self.store.feed(await write_progress(self.api, job, decision.progress))
         for child, wanted in decision.suspend:
             self._check()
             path = BY_KIND[child.kind].path(observed.namespace, child.name)
@@ -80,23 +81,15 @@ class Applier:
                 return applied
         return Applied()
 
-    async def _write_status(self, observed: Observed, decision: Decision) -> None:
+    async def _write_status(self, observed: Observed, decision: Decision) -> Object:
         assert decision.status is not None
         self._check()
         before = observed.status
-        metadata = {"name": observed.name, "namespace": observed.namespace, "uid": observed.uid}
-        if decision.latch:
-            metadata["resourceVersion"] = observed.job["metadata"]["resourceVersion"]
-        body = {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "metadata": metadata,
-            "status": document(decision.status),
-        }
-        path = FINETUNEJOBS.path(observed.namespace, observed.name, "status")
-        self.store.feed(await self.api.apply(path, body, FIELD_MANAGER))
+        written = await _apply_status(self.api, observed.job, document(decision.status), FIELD_MANAGER)
+        self.store.feed(written)
         for transition in transitions(before, decision.status):
             self._tell(observed, event(observed, transition, datetime.now(UTC), self.identity))
+        return written
 
     async def _create(self, observed: Observed, body: dict[str, Any]) -> Applied:
         self._check()
@@ -145,12 +138,16 @@ class Applier:
 
 async def write_progress(api: Writer, job: Object, progress: Progress) -> dict[str, Any]:
     """Write `status.progress`, and nothing else, of that very job."""
-    metadata = job["metadata"]
-    body = {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "metadata": {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]},
-        "status": {"progress": progress.wire()},
-    }
+    return await _apply_status(api, job, {"progress": progress.wire()}, PROGRESS_MANAGER)
+
+
+async def _apply_status(api: Writer, job: Object, status: dict[str, Any], manager: str) -> dict[str, Any]:
+    """Apply to the status of the very object that was read; anything else there is a conflict.
+
+    Only the resourceVersion can say so: on the status of a custom resource, the server ignores a UID in the body, and
+    a job that was deleted and applied again would inherit the status of its predecessor.
+    """
+    metadata = {key: job["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
+    body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status}
     path = FINETUNEJOBS.path(metadata["namespace"], metadata["name"], "status")
-    return await api.apply(path, body, PROGRESS_MANAGER)
+    return await api.apply(path, body, manager)

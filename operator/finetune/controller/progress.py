@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from aiohttp import web
 
@@ -17,6 +18,7 @@ from finetune.api.status import Progress
 from finetune.controller.apply import Writer, write_progress
 from finetune.controller.metrics import Metrics
 from finetune.controller.observed import Object, status_of
+from finetune.controller.resources import FINETUNEJOBS
 from finetune.controller.rest import ApiError
 from finetune.controller.senders import ForbiddenError, Senders, UnauthorizedError
 from finetune.controller.store import Store
@@ -56,7 +58,7 @@ class ProgressWriter:
                     job = known
                 document = progress(report, step, self._before(uid, job), self._now())
                 try:
-                    self._store.feed(await write_progress(self._api, job, document))
+                    self._store.feed(await self._write(job, document))
                     self._shown[uid] = document
                 except (ApiError, OSError, TimeoutError) as error:
                     log.info("progress of %s/%s was not written: %s", metadata["namespace"], metadata["name"], error)
@@ -64,6 +66,19 @@ class ProgressWriter:
         finally:
             self._tasks.pop(uid, None)
             self._shown.pop(uid, None)
+
+    async def _write(self, job: Object, document: Progress) -> dict[str, Any]:
+        """Write it; if the job changed since it was read, read it once more."""
+        try:
+            return await write_progress(self._api, job, document)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            metadata = job["metadata"]
+            newest = await self._api.get(FINETUNEJOBS.path(metadata["namespace"], metadata["name"]))
+            if newest["metadata"]["uid"] != metadata["uid"]:
+                raise
+        return await write_progress(self._api, newest, document)
 
     def _before(self, uid: str, job: Object) -> Progress | None:
         return self._shown.get(uid) or status_of(job).progress
