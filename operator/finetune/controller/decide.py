@@ -45,9 +45,6 @@ class Decision:
     """What to write, in this order; empty when all is as it should be."""
 
     status: FineTuneJobStatus | None = None
-    latch: bool = False
-    """This status takes the job up: it must meet the very object that was read, and precede every child."""
-
     progress: Progress | None = None
     suspend: tuple[tuple[Child, bool], ...] = ()
     create: tuple[dict[str, Any], ...] = ()
@@ -74,7 +71,6 @@ class _Flow:
     observed: Observed
     now: datetime
     settings: pod.PodSettings
-    latch: bool = False
     progress: Progress | None = None
     suspend: list[tuple[Child, bool]] = field(default_factory=list)
     create: list[dict[str, Any]] = field(default_factory=list)
@@ -133,7 +129,6 @@ class _Flow:
             draft.update(phase=Phase.SUSPENDED)
             draft.set(ConditionType.SUSPENDED, ConditionStatus.TRUE, "Suspended", "not started yet")
             return False
-        self.latch = True
         digest = hashlib.sha256(spec.model_dump_json(by_alias=True, exclude_none=True).encode()).hexdigest()
         draft.update(phase=Phase.PENDING, start_time=self.now, spec_digest=f"sha256:{digest}")
         draft.set(ConditionType.SUSPENDED, ConditionStatus.FALSE, "NotSuspended")
@@ -344,7 +339,6 @@ class _Flow:
             self.times = [expiry]
         return Decision(
             status=status if document(status) != document(self.observed.status) else None,
-            latch=self.latch,
             progress=self.progress if self.progress != self.observed.status.progress else None,
             suspend=tuple(self.suspend),
             create=tuple(self.create),

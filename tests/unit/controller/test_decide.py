@@ -61,7 +61,6 @@ def test_a_job_being_deleted_is_left_to_the_garbage_collector():
 
 def test_the_first_visit_latches_the_spec_shows_all_conditions_and_starts_the_first_pod():
     decision = decided(FineTuneJob())
-    assert decision.latch
     assert decision.status.start_time == NOW
     assert decision.status.spec_digest.startswith("sha256:")
     assert {item.type for item in decision.status.conditions} == set(ConditionType)
