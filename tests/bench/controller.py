@@ -27,7 +27,7 @@ from finetune.api.contract import CONTAINERS, OPERATOR_LABEL, Step
 from finetune.controller.resources import CLAIMS, FINETUNEJOBS, JOBS, PODS, Resource
 from finetune.controller.rest import Api, connection
 from tests.cluster import Cluster
-from tests.integration.controller.process import OperatorProcess, fresh_namespace
+from tests.integration.controller.process import OperatorProcess, fresh_namespace, install_crd
 
 OUTPUT = Path(__file__).parents[2] / "build" / "bench" / "controller.json"
 CLIENTS = 32
@@ -250,6 +250,7 @@ def _container(step: Step, distance: int) -> dict[str, Any]:
 
 async def measure(cluster: Cluster, count: int, live: int, log: Path) -> list[dict[str, Any]]:
     os.environ["KUBECONFIG"] = str(cluster.kubeconfig)
+    install_crd(cluster)
     api = Api(connection(), connections=CLIENTS + 8, timeout=60)
     rows = []
 

@@ -11,16 +11,13 @@ import pytest
 from tests.cluster import Cluster
 from tests.cluster.api import Api
 from tests.integration.controller.playground import Playground
-from tests.integration.controller.process import OperatorProcess
-
-CRD = Path(__file__).parents[3] / "manifests" / "crd.yaml"
+from tests.integration.controller.process import OperatorProcess, install_crd
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Cluster:
     running = Cluster.current()
-    running.kubectl("apply", "--server-side", "--force-conflicts", "-f", CRD)
-    running.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev", "--timeout=30s")
+    install_crd(running)
     return running
 
 

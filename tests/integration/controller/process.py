@@ -17,6 +17,15 @@ from pathlib import Path
 from tests.cluster import Cluster
 
 
+CRD = Path(__file__).parents[3] / "manifests" / "crd.yaml"
+
+
+def install_crd(cluster: Cluster) -> None:
+    """The definition that these operators serve; it stays."""
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", CRD)
+    cluster.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev", "--timeout=30s")
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("", 0))
