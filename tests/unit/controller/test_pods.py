@@ -36,7 +36,7 @@ def containers(spec: dict) -> dict[str, dict]:
 
 
 def env(container: dict) -> dict[str, str]:
-    return {item["name"]: item["value"] for item in container["env"]}
+    return {item["name"]: item["value"] for item in container.get("env", ())}
 
 
 def mounts(container: dict) -> dict[str, bool]:

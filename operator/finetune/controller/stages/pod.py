@@ -181,12 +181,14 @@ def container(
 ) -> dict[str, Any]:
     """The container that runs one step; `credentials` names the Secrets whose keys become its environment."""
     secrets = [{"secretRef": {"name": name}} for name in credentials]
+    environment = {**_environment(settings), **(env or {})}
+    variables = [{"name": name, "value": value} for name, value in environment.items()]
     return {
         "name": CONTAINERS[step],
         "image": settings.train_image if training_image else settings.steps_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["finetune-step", step.value],
-        "env": [{"name": name, "value": value} for name, value in {**_environment(settings), **(env or {})}.items()],
+        **({"env": variables} if variables else {}),
         **({"envFrom": secrets} if secrets else {}),
         "resources": _requests_and_limits(resources),
         "securityContext": {
@@ -251,21 +253,17 @@ def devices_of(spec: FineTuneJobSpec) -> int:
 
 
 def _environment(settings: PodSettings) -> dict[str, str]:
-    environment = {
-        "HOME": "/tmp",  # noqa: S108 - an emptyDir of the pod's own
-        "HF_HOME": "/tmp/huggingface",  # noqa: S108
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "PYTHONHASHSEED": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
+    """What differs from job to job or from cluster to cluster; the rest is set in the images.
+
+    Each entry costs the API server as much as a field does: in the Job, in its pod, and at every change of either.
+    """
+    if not _reports(settings):
+        return {}
+    return {
+        PROGRESS_URL: settings.progress_url,
+        PROGRESS_CA: str(_LAYOUT.job_file.parent / _CA_FILE),
+        PROGRESS_TOKEN: f"{_TOKEN_FOLDER}/token",
     }
-    if _reports(settings):
-        environment |= {
-            PROGRESS_URL: settings.progress_url,
-            PROGRESS_CA: str(_LAYOUT.job_file.parent / _CA_FILE),
-            PROGRESS_TOKEN: f"{_TOKEN_FOLDER}/token",
-        }
-    return environment
 
 
 def _reports(settings: PodSettings) -> bool:
