@@ -78,7 +78,8 @@ def _base_command(output: Path) -> list[str]:
     left_out = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale", "info")]
     include = f"--include={','.join(BASE_PACKAGES)}"
     licences = "--dpkgopt=path-include=/usr/share/doc/*/copyright"
-    return ["mmdebstrap", "--quiet", "--variant=minbase", include, *left_out, licences, SUITE, str(output)]
+    merged = "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"  # without the package usrmerge, and so without Perl
+    return ["mmdebstrap", "--quiet", "--variant=minbase", merged, include, *left_out, licences, SUITE, str(output)]
 
 
 BASE = f"localhost/python-base:{sha256(' '.join(_base_command(Path('base'))).encode()).hexdigest()[:16]}"
