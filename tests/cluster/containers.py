@@ -116,9 +116,18 @@ def images(node: Node) -> list[str]:
 
 
 def remove_images(node: Node, names: Sequence[str]) -> None:
-    """Removes images; their layers go with the next garbage collection, at once."""
+    """Removes images, and their layers at once."""
     if names:
         ctr(node, "images", "rm", "--sync", *names)
+        if orphans := _orphans(node):
+            ctr(node, "images", "rm", "--sync", *orphans)
+
+
+def _orphans(node: Node) -> list[str]:
+    """The kubelet's own references to images that have no name any more: each would keep its layers for ever."""
+    digests = {line.split()[0]: line.split()[2] for line in ctr(node, "images", "ls").stdout.splitlines()[1:]}
+    named = {digest for name, digest in digests.items() if not name.startswith("sha256:")}
+    return [name for name, digest in digests.items() if name.startswith("sha256:") and digest not in named]
 
 
 def import_image(node: Node, name: str, layer: Path | bytes, config: dict[str, object]) -> None:
