@@ -39,7 +39,7 @@ class ApiError(Exception):
 
 
 class ConfigurationError(ValueError):
-    """There is no way to reach an API server."""
+    """The operator cannot work as it is set up; the message says what to change."""
 
 
 @dataclass(frozen=True)

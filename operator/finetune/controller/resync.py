@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune.controller.resources import Resource
-from finetune.controller.rest import METADATA_ONLY, Api, ApiError
+from finetune.controller.rest import METADATA_ONLY, Api, ApiError, ConfigurationError
 from finetune.controller.store import Key, Store
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,15 @@ class Resync:
         """A list, page by page: managedFields and annotations make even the metadata of 1,000 pods a burden."""
         query = {"limit": _PAGE} | ({"labelSelector": resource.selector} if resource.selector else {})
         while True:
-            page = await self.api.get(resource.path(namespace), query, accept=accept)
+            try:
+                page = await self.api.get(resource.path(namespace), query, accept=accept)
+            except ApiError as error:
+                if error.status == 404:
+                    raise ConfigurationError(
+                        f"the API server does not know {resource.plural}.{resource.group}; "
+                        "apply manifests/crd.yaml, or install the Helm chart with crd.install"
+                    ) from error
+                raise
             yield page
             token = page["metadata"].get("continue")
             if not token:

@@ -10,7 +10,7 @@ from finetune.api import KIND
 from finetune.controller import resync
 from finetune.controller.following import follow
 from finetune.controller.resources import WATCHED
-from finetune.controller.rest import ApiError
+from finetune.controller.rest import ApiError, ConfigurationError
 from finetune.controller.resync import Resync
 from finetune.controller.store import Store
 from tests.builders import FineTuneJob, Job
@@ -64,6 +64,15 @@ async def test_before_the_first_decision_everything_is_listed():
     store = Store()
     await compared(Api(FineTuneJob().build(), Job("prepare").build()), store)[0].fill()
     assert len(store.observe(("team", "tune")).jobs) == 1
+
+
+async def test_a_missing_definition_is_named_with_its_remedy():
+    class Bare(Api):
+        async def get(self, path, query=None, accept=""):
+            raise ApiError(404, "", "404 page not found")
+
+    with pytest.raises(ConfigurationError, match=r"does not know finetunejobs\.finetune\.dev; apply manifests/crd"):
+        await compared(Bare(), Store())[0].fill()
 
 
 async def test_what_vanished_while_nobody_watched_is_removed_and_its_job_visited():
