@@ -16,7 +16,6 @@ from pathlib import Path
 
 from tests.cluster import Cluster
 
-
 CRD = Path(__file__).parents[3] / "manifests" / "crd.yaml"
 
 
