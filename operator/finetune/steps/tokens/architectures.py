@@ -131,7 +131,7 @@ def token_matrices(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
         raise NotEditable(f"it has per-layer embeddings ({per_layer[0]}): no row of those can be made for a new token")
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in TABLE:
-        raise UnknownArchitecture(f"model_type {model_type!r} is not among {', '.join(sorted(TABLE))}")
+        raise UnknownArchitecture(f"the operator does not know the model_type {model_type!r}")
     family, nested = TABLE[model_type], isinstance(config.get("text_config"), dict)
     embedding = _one_of(family.embeddings(nested=nested), tensors)
     if embedding is None:

@@ -110,6 +110,8 @@ class OldRows:
         for block in self._centered():
             covariance += block.T @ block
         covariance /= self._trained
+        if not np.isfinite(covariance).all():
+            return covariance  # as with every other start, what is wrong with the old rows shows in the new ones
         try:
             return np.asarray(np.linalg.cholesky(covariance), np.float64)
         except np.linalg.LinAlgError:  # fewer tokens than columns, or a column that never varies
@@ -119,7 +121,8 @@ class OldRows:
     def _centered(self) -> Iterator[Floats]:
         for first in range(0, self._trained, BLOCK_ROWS):
             last = min(first + BLOCK_ROWS, self._trained)
-            yield decode(self._read(first, last), self.dtype).reshape(-1, self._columns) - self.mean
+            with np.errstate(invalid="ignore"):
+                yield decode(self._read(first, last), self.dtype).reshape(-1, self._columns) - self.mean
 
 
 def factor_bytes(columns: int) -> int:
