@@ -131,14 +131,21 @@ def _prove(
 
 
 def _require_causal_language_model(folder: Path) -> None:
-    config = TRANSFORMERS.AutoConfig.from_pretrained(folder)
+    try:
+        config = TRANSFORMERS.AutoConfig.from_pretrained(folder)
+    except ValueError as error:
+        raise _unsupported(f"transformers does not know it: {str(error).partition(chr(10))[0]}") from error
     if type(config) not in TRANSFORMERS.MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise StepFailure(
-            ExitCode.BAD_CONFIGURATION,
-            "UnsupportedModel",
-            f"spec.model: transformers has no causal language model for the model_type {config.model_type!r}",
-            "Use a model that generates text from text; of a model of several parts, its language model alone.",
-        )
+        raise _unsupported(f"transformers has no causal language model for the model_type {config.model_type!r}")
+
+
+def _unsupported(what: str) -> StepFailure:
+    return StepFailure(
+        ExitCode.BAD_CONFIGURATION,
+        "UnsupportedModel",
+        f"spec.model: {what}",
+        "Use a model that makes text from text; of a model of several parts, its language model alone.",
+    )
 
 
 def _vocab_size(folder: Path) -> int:

@@ -17,8 +17,9 @@ from finetune.steps.failure import StepFailure
 from finetune.steps.staging import publish
 from finetune.steps.tokens import architectures
 from finetune.steps.tokens import step as add_tokens
-from finetune.steps.tokens.architectures import TABLE
+from finetune.steps.tokens.architectures import TABLE, NotEditable, UnknownArchitecture
 from finetune.steps.tokens.checkpoint import read_checkpoint
+from finetune.steps.tokens.resizing import matrices_by_resizing
 from tests.unit.steps.families import VOCABULARY, edit_config, edit_tensors, rename, tiny_of
 from tests.unit.steps.flow import Workshop
 from tests.unit.steps.jobs import layout, report_of
@@ -70,7 +71,7 @@ def assert_equal_logits(folder: Path, dtype: torch.dtype) -> None:
         assert (mine - peers).abs().max() <= TOLERANCE[dtype] * peers.abs().max()
 
 
-FAMILIES = sorted({*TABLE, "gemma3"} - {"gemma3_text"})
+FAMILIES = sorted({*TABLE, "gemma3"})
 
 
 @pytest.mark.slow
@@ -224,17 +225,25 @@ def test_what_neither_table_nor_transformers_can_tell_is_refused(
     assert words in refusal(tmp_path, make)
 
 
+PER_LAYER = {
+    "vocab_size_per_layer_input": VOCABULARY,
+    "laurel_rank": 8,
+    "hidden_size_per_layer_input": 16,
+    "num_kv_shared_layers": 0,
+    "layer_types": ["full_attention", "full_attention"],
+    "activation_sparsity_pattern": [0.0, 0.0],
+}
+
+
 def test_per_layer_embeddings_are_refused(tmp_path: Path) -> None:
-    settings = {
-        "vocab_size_per_layer_input": VOCABULARY,
-        "laurel_rank": 8,
-        "hidden_size_per_layer_input": 16,
-        "num_kv_shared_layers": 0,
-        "layer_types": ["full_attention", "full_attention"],
-        "activation_sparsity_pattern": [0.0, 0.0],
-    }
-    message = refusal(tmp_path, lambda folder: tiny_of(folder, "gemma3n_text", **settings))
+    message = refusal(tmp_path, lambda folder: tiny_of(folder, "gemma3n_text", **PER_LAYER))
     assert "per-layer embeddings (model.embed_tokens_per_layer.weight)" in message
+
+
+def test_transformers_is_not_followed_to_a_third_matrix(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(tiny_of(tmp_path, "gemma3n_text", **PER_LAYER))
+    with pytest.raises(NotEditable, match=r"embed_tokens_per_layer\.weight also depends on the vocabulary's size"):
+        matrices_by_resizing(checkpoint, UnknownArchitecture("not in the table"))
 
 
 def test_an_embedding_of_small_numbers_is_refused(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_drawn_rows_depend_on_seed_and_id_alone(workspace: Path) -> None:
 def test_a_covariance_beyond_the_memory_is_refused(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 50_000)
     failure = refusal(workspace, add("<a>", init={"sample": "Normal"}))
-    assert failure.error.reason == "OutOfMemory" and "96.0 KiB of memory, 48.8 KiB are free" in failure.error.message
+    assert failure.error.reason == "OutOfMemory" and "3.2 MiB of memory, 48.8 KiB are free" in failure.error.message
     assert "spec.prepare.resources.limits.memory" in failure.error.hint
 
 

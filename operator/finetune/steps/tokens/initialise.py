@@ -21,6 +21,9 @@ Floats = npt.NDArray[np.float64]
 BLOCK_ROWS = 256
 """Rows that are summed at a time: a block of float64 stays near the processor's caches."""
 
+COVARIANCE_ROWS = 2048
+"""Rows that the covariance takes at a time: each time, all of it is written once."""
+
 
 @dataclass(frozen=True)
 class Copy:
@@ -100,14 +103,16 @@ class OldRows:
     @cached_property
     def deviation(self) -> Floats:
         """The standard deviation of each column over all tokens' rows."""
-        squares = sum((np.square(block).sum(axis=0) for block in self._centered()), np.zeros(self._columns))
+        squares = np.zeros(self._columns)
+        for block in self._centered(BLOCK_ROWS):
+            squares += np.square(block).sum(axis=0)
         return np.asarray(np.sqrt(squares / self._trained))
 
     @cached_property
     def factor(self) -> Floats:
         """A matrix whose product with its transpose is the covariance of all tokens' rows, columns x columns."""
         covariance = np.zeros((self._columns, self._columns))
-        for block in self._centered():
+        for block in self._centered(COVARIANCE_ROWS):
             covariance += block.T @ block
         covariance /= self._trained
         if not np.isfinite(covariance).all():
@@ -118,16 +123,17 @@ class OldRows:
             values, vectors = np.linalg.eigh(covariance)
             return np.asarray(vectors * np.sqrt(values.clip(min=0)))
 
-    def _centered(self) -> Iterator[Floats]:
-        for first in range(0, self._trained, BLOCK_ROWS):
-            last = min(first + BLOCK_ROWS, self._trained)
+    def _centered(self, rows: int) -> Iterator[Floats]:
+        for first in range(0, self._trained, rows):
+            last = min(first + rows, self._trained)
             with np.errstate(invalid="ignore"):
                 yield decode(self._read(first, last), self.dtype).reshape(-1, self._columns) - self.mean
 
 
 def factor_bytes(columns: int) -> int:
-    """Memory that a matrix's covariance and its factor take at most."""
-    return 3 * 8 * columns**2
+    """Memory that it takes at most to compute a matrix's `factor`: the decomposition's workspace, and blocks of rows in
+    three forms."""
+    return 8 * columns * (5 * columns + 3 * COVARIANCE_ROWS)
 
 
 def initial_rows(inits: Iterable[Init], old: OldRows) -> bytes:
