@@ -13,13 +13,11 @@ from finetune.api.spec import (
     FineTuneJobSpec,
     Layout,
     Mask,
-    MeanOf,
     Method,
     Objective,
     Optimizer,
     Parallelism,
     Switch,
-    TokenInit,
 )
 
 
@@ -44,12 +42,8 @@ def _missing(spec: FineTuneJobSpec) -> Iterator[Missing]:
     if spec.layout != Layout.STAGED:
         yield Missing("layout", spec.layout, "use Staged")
     yield from _store("model.uri", spec.model.uri, "hf:// and pvc://")
-    if spec.tokens:
-        if spec.tokens.learn:
-            yield Missing("tokens.learn", "learning a vocabulary", "list the tokens in tokens.add or tokens.addFrom")
-        yield from _init("tokens.init", spec.tokens.init)
-        for index, token in enumerate(spec.tokens.add or ()):
-            yield from _init(f"tokens.add[{index}].init", token.init)
+    if spec.tokens and spec.tokens.learn:
+        yield Missing("tokens.learn", "learning a vocabulary", "list the tokens in tokens.add or tokens.addFrom")
     for index, source in enumerate(spec.dataset.sources):
         yield from _store(f"dataset.sources[{index}].uri", source.uri, "hf://datasets/ and pvc://")
     if len(spec.dataset.sources) > 1:
@@ -82,10 +76,3 @@ def _store(field: str, uri: str, supported: str) -> Iterator[Missing]:
     scheme = uri.partition("://")[0] + "://"
     if scheme not in supported:
         yield Missing(field, scheme, f"use {supported}")
-
-
-def _init(field: str, init: TokenInit | None) -> Iterator[Missing]:
-    if init and init.mean_of == MeanOf.DESCRIPTION:
-        yield Missing(f"{field}.meanOf", init.mean_of, "use Pieces, Vocabulary or copyOf")
-    if init and init.sample:
-        yield Missing(f"{field}.sample", init.sample, "use meanOf or copyOf")

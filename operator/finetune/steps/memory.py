@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from finetune.api.contract import ExitCode
+from finetune.steps.disk import in_words
+from finetune.steps.failure import StepFailure
+
 LIMITS = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -24,6 +28,18 @@ def available_memory(cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path
         if limit.isdigit() and int(limit) < 1 << 60:
             free.append(max(int(limit) - int(usage) + _file_cache(cgroup / limit_file), 0))
     return min(free, default=1 << 62)
+
+
+def require_memory(needed: int, what: str) -> None:
+    """Raise StepFailure unless `needed` more bytes can be allocated by a step that prepares."""
+    free = available_memory()
+    if needed > free:
+        raise StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "OutOfMemory",
+            f"{what} takes {in_words(needed)} of memory, {in_words(free)} are free",
+            "Raise spec.prepare.resources.limits.memory, delete and apply the job anew.",
+        )
 
 
 def _file_cache(limit_file: Path) -> int:

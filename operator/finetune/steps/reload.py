@@ -25,8 +25,8 @@ from finetune.steps.failure import StepFailure
 from finetune.steps.memory import available_memory
 from finetune.steps.progress import Progress
 from finetune.steps.staging import published
-from finetune.steps.tokens.architectures import token_matrices
-from finetune.steps.tokens.checkpoint import Checkpoint, read_checkpoint
+from finetune.steps.tokens.architectures import matrices_of
+from finetune.steps.tokens.checkpoint import read_checkpoint
 from finetune.steps.tokens.compare import differences
 from finetune.steps.tokens.config import read_config
 from finetune.steps.tokens.record import TokenRecord, read_record
@@ -95,6 +95,7 @@ def _prove(
     folder: Path, base: Path | None, records: Sequence[TokenRecord], progress: Progress
 ) -> tuple[list[TokenProbability], list[str]]:
     checkpoint = read_checkpoint(folder)
+    _require_causal_language_model(folder)
     done, total = 0, (3 if base else 1) * checkpoint.size
 
     def count(size: int) -> None:
@@ -108,12 +109,12 @@ def _prove(
     if base is not None:
         _prove_old_text(tokenizer, TRANSFORMERS.AutoTokenizer.from_pretrained(base), records)
         before = read_checkpoint(base)
-        matrices = token_matrices(read_config(base), before.tensors).names
+        matrices = matrices_of(before).names
         for difference in differences(before, checkpoint, matrices, new_ids, count):
             raise NotProven(difference)
     needed, free = int(checkpoint.size * OVERHEAD) + LIBRARIES, available_memory()
     if needed > free:
-        _prove_structure(folder, checkpoint)
+        _prove_structure(folder)
         return [], [
             f"loading the model needs {in_words(needed)} of memory, {in_words(free)} are free: its files were checked "
             "tensor by tensor, but it was not run (prepare.resources.limits.memory)"
@@ -127,6 +128,24 @@ def _prove(
         _prove_equal(_run(base, dtype, ids, old_ids, None, ()), seen, dtype)
         count(checkpoint.size)
     return list(seen.probabilities), []
+
+
+def _require_causal_language_model(folder: Path) -> None:
+    try:
+        config = TRANSFORMERS.AutoConfig.from_pretrained(folder)
+    except ValueError as error:
+        raise _unsupported(f"transformers does not know it: {str(error).partition(chr(10))[0]}") from error
+    if type(config) not in TRANSFORMERS.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise _unsupported(f"transformers has no causal language model for the model_type {config.model_type!r}")
+
+
+def _unsupported(what: str) -> StepFailure:
+    return StepFailure(
+        ExitCode.BAD_CONFIGURATION,
+        "UnsupportedModel",
+        f"spec.model: {what}",
+        "Use a model that makes text from text; of a model of several parts, its language model alone.",
+    )
 
 
 def _vocab_size(folder: Path) -> int:
@@ -161,22 +180,17 @@ def _prove_old_text(tokenizer: Any, base: Any, records: Sequence[TokenRecord]) -
         raise NotProven("text without new tokens is encoded differently than before")
 
 
-def _prove_structure(folder: Path, checkpoint: Checkpoint) -> None:
+def _prove_structure(folder: Path) -> None:
     """The files hold the tensors that the architecture asks for, in their shapes. Takes no memory for weights."""
-    with torch.device("meta"):
-        model = TRANSFORMERS.AutoModelForCausalLM.from_config(TRANSFORMERS.AutoConfig.from_pretrained(folder))
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    for name, shape in expected.items():
-        tensor = checkpoint.tensors.get(name)
-        if tensor is None:
-            raise NotProven(f"the architecture has a tensor {name}, the files have none")
-        if tensor.shape != shape:
-            raise NotProven(f"{name} has shape {list(tensor.shape)}, the architecture says {list(shape)}")
+    with _loaded(folder, "auto", device_map="meta"):
+        pass
 
 
 @contextlib.contextmanager
-def _loaded(folder: Path, dtype: torch.dtype) -> Iterator[Any]:
-    model, info = TRANSFORMERS.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+def _loaded(folder: Path, dtype: torch.dtype | str, **options: Any) -> Iterator[Any]:
+    model, info = TRANSFORMERS.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
     for what in ("missing_keys", "mismatched_keys", "error_msgs"):
         if info.get(what):
             raise NotProven(f"{folder.name}/ does not load strictly: {what} {sorted(map(str, info[what]))[:4]}")

@@ -34,7 +34,6 @@ def test_a_plain_job_can_run():
         ({"training__method": "LoRA"}, "training.method"),
         ({"training__nodes": 2}, "training.nodes"),
         ({"training__embeddingWarmup": {"steps": 1}}, "training.embeddingWarmup"),
-        ({"tokens": {"add": [{"content": "x", "init": {"sample": "Normal"}}]}}, "tokens.add[0].init.sample"),
         ({"tokens": {"learn": {"source": {"uri": "pvc://c"}, "size": 5}}}, "tokens.learn"),
         ({"dataset__packing": "Enabled"}, "dataset.packing"),
         ({"cache": {"claimName": "models"}}, "cache"),

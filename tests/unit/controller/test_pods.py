@@ -80,7 +80,7 @@ def test_every_pod_reads_the_resolved_job(stage):
 def test_the_prepare_pod_runs_its_steps_in_order():
     spec = pod_of(prepare)
     assert [item["name"] for item in spec["initContainers"]] == ["download-model", "add-tokens", "reload-model"]
-    assert [item["image"] for item in spec["initContainers"]] == ["steps:1", "steps:1", "train:1"]
+    assert [item["image"] for item in spec["initContainers"]] == ["steps:1", "train:1", "train:1"]
     assert [item["name"] for item in spec["containers"]] == ["load-dataset"]
     assert "add-tokens" not in containers(pod_of(prepare, FineTuneJob().with_spec(tokens=None)))
 

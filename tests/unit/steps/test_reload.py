@@ -125,6 +125,34 @@ def test_a_model_larger_than_memory_is_proven_by_structure_and_says_so(
     failure(tmp_path)
 
 
+def test_a_tensor_of_another_shape_is_found_without_running_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "available_memory", lambda: 1 << 20)
+    path = extended(tmp_path) / "prepared/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 96}))
+    assert "mismatched_keys" in failure(tmp_path).error.message
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "brand_new"}, "does not know it"),
+        ({"model_type": "llava", "text_config": {"model_type": "llama"}}, "no causal language model for the"),
+        ({"model_type": "t5"}, "no causal language model for the model_type 't5'"),
+    ],
+    ids=str,
+)
+def test_a_model_that_is_no_causal_language_model_is_refused(
+    tmp_path: Path, config: dict[str, Any], words: str
+) -> None:
+    publish(layout(tmp_path).model, "base", lambda partial: {"made": str(tiny(partial))})
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    with pytest.raises(StepFailure, match=words) as caught:
+        report_of(reload, tmp_path, {})
+    assert (caught.value.code, caught.value.error.reason) == (ExitCode.BAD_CONFIGURATION, "UnsupportedModel")
+
+
 def test_warnings_of_add_tokens_are_kept(tmp_path: Path) -> None:
     copy = {"copyOf": "<|im_start|>"}
     spec = {"tokens": {"add": [{"content": "<a>", "init": copy}, {"content": "<b>", "init": copy}]}}
@@ -132,9 +160,13 @@ def test_warnings_of_add_tokens_are_kept(tmp_path: Path) -> None:
     assert report.result is not None and "share its probability" in report.result["warnings"][0]
 
 
-def test_on_a_real_model_four_copies_of_one_source_share_its_probability(tmp_path: Path) -> None:
+@pytest.mark.parametrize("noise", [{}, {"noise": 0.01}], ids=["equal", "with noise"])
+def test_on_a_real_model_four_copies_of_one_source_share_its_probability(
+    tmp_path: Path, noise: dict[str, float]
+) -> None:
     markers = ("<think>", "</think>", "<answer>", "</answer>")
-    spec = {"tokens": {"add": [{"content": marker, "init": {"copyOf": "<|im_start|>"}} for marker in markers]}}
+    init = {"copyOf": "<|im_start|>"} | noise
+    spec = {"tokens": {"add": [{"content": marker, "init": init} for marker in markers]}}
 
     def link(partial: Path) -> dict[str, Any]:
         for path in smollm2().iterdir():
@@ -144,7 +176,7 @@ def test_on_a_real_model_four_copies_of_one_source_share_its_probability(tmp_pat
     publish(layout(tmp_path).model, "smollm2", link)
     report_of(add_tokens, tmp_path, spec)
     report = report_of(reload, tmp_path, spec)
-    assert report.result is not None
+    assert report.result is not None and ("warnings" in report.result) == (not noise)
     for chance in report.result["probabilities"]:
         assert chance["withoutPrompt"] == pytest.approx(0.1996, abs=0.002)
         assert chance["withPrompt"] < 1e-6

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, normalizers
 
 from finetune.api.contract import ExitCode
+from finetune.steps import memory
 from finetune.steps.failure import StepFailure
 from finetune.steps.staging import publish, published
 from finetune.steps.tokens import step
+from finetune.steps.tokens.initialise import Floats, decode, encode
 from finetune.steps.tokens.record import read_record
+from finetune.steps.tokens.safetensors_file import read_header
 from tests.models import tiny
 from tests.unit.steps.jobs import job_file, layout, outcome_of, report_of
 
@@ -49,6 +56,16 @@ def refusal(workspace: Path, spec: dict[str, Any]) -> StepFailure:
     assert not (workspace / "prepared").exists()
     assert caught.value.error.hint
     return caught.value
+
+
+def rows(workspace: Path, first: int, last: int) -> Floats:
+    """Rows of the extended (bf16) embedding."""
+    path = workspace / "prepared/model.safetensors"
+    header = read_header(path)
+    tensor = header.tensors["model.embed_tokens.weight"]
+    start, row_bytes = header.data_start + tensor.start, tensor.size // tensor.shape[0]
+    data = path.read_bytes()[start + first * row_bytes : start + last * row_bytes]
+    return decode(data, "BF16").reshape(last - first, -1)
 
 
 def test_the_report_counts_tokens_and_rows(workspace: Path) -> None:
@@ -150,10 +167,56 @@ def test_two_copies_of_one_source_get_a_warning(workspace: Path) -> None:
     assert warning.startswith("2 new tokens copy '<|im_start|>' (<a>, <b>)") and "1/3 each" in warning
 
 
-def test_inits_of_a_later_release_are_refused(workspace: Path) -> None:
-    spec = add({"content": "<a>", "init": {"meanOf": "Description", "text": "the first letter"}})
-    assert refusal(workspace, spec).error.reason == "NotImplemented"
-    assert refusal(workspace, add({"content": "<a>", "init": {"sample": "Normal"}})).error.reason == "NotImplemented"
+def test_equal_starts_of_any_kind_get_a_warning_and_noise_parts_them(workspace: Path) -> None:
+    heart = {"meanOf": "Description", "text": "the patient with infarction"}
+    for init in ({"copyOf": "<|im_start|>"}, {"meanOf": "Vocabulary"}, heart):
+        (warning,) = result(workspace, add("<a>", "<b>", init=init))["warnings"]
+        assert "(<a>, <b>)" in warning and "equal" in warning and "init.noise" in warning
+        first, second = rows(workspace, 384, 386)
+        assert (first == second).all()
+        assert "warnings" not in result(workspace, add("<a>", "<b>", init=init | {"noise": 0.01}))
+        first, second = rows(workspace, 384, 386)
+        assert (first != second).any()
+
+
+def test_a_description_is_the_mean_of_its_pieces_before_any_token_was_added(workspace: Path) -> None:
+    """Here the new token itself is in the description."""
+    described = {"content": "infarction", "init": {"meanOf": "Description", "text": "patients with infarction"}}
+    assert result(workspace, add(described, "patients"))["added"] == 2
+    record, _ = read_record(workspace / "prepared")
+    pieces = Tokenizer.from_file(str(workspace / "model/tokenizer.json")).encode(" patients with infarction").ids
+    assert record.init == {"meanOf": "Description", "rows": pieces, "leadingSpace": True}
+    old = rows(workspace, 0, 384)
+    assert rows(workspace, 384, 385).tobytes() == decode(encode(old[pieces].mean(axis=0), "BF16"), "BF16").tobytes()
+
+
+def test_a_description_without_pieces_is_refused(workspace: Path) -> None:
+    path = workspace / "model/tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.normalizer = normalizers.Replace("x", "")
+    tokenizer.save(str(path))
+    failure = refusal(workspace, add("<a>", init={"meanOf": "Description", "text": "xxx"}))
+    assert failure.error.message.startswith("spec.tokens.init.text: 'xxx' has no pieces")
+
+
+def test_drawn_rows_depend_on_seed_and_id_alone(workspace: Path) -> None:
+    normal = {"sample": "Normal"}
+
+    def drawn(seed: int, *tokens: str) -> Floats:
+        result(workspace, add(*tokens, init=normal) | {"training": {"epochs": 1, "seed": seed}})
+        return rows(workspace, 384, 384 + len(tokens))
+
+    two = drawn(1, "<a>", "<b>")
+    assert (drawn(1, "<x>", "<y>", "<z>")[:2] == two).all()
+    assert (drawn(2, "<a>", "<b>") != two).any(axis=1).all()
+    assert read_record(workspace / "prepared")[0].init == {"sample": "Normal", "seed": 2}
+
+
+def test_a_covariance_beyond_the_memory_is_refused(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 50_000)
+    failure = refusal(workspace, add("<a>", init={"sample": "Normal"}))
+    assert failure.error.reason == "OutOfMemory" and "3.2 MiB of memory, 48.8 KiB are free" in failure.error.message
+    assert "spec.prepare.resources.limits.memory" in failure.error.hint
 
 
 def test_a_stale_vocabulary_is_left_out_and_every_list_knows_the_tokens(workspace: Path) -> None:
@@ -191,30 +254,81 @@ def test_contradicting_tokenizer_files_are_refused(workspace: Path) -> None:
     assert failure.error.reason == "UnsupportedTokenizer" and "'<pad>'" in failure.error.message
 
 
+def lie(header: dict[str, Any], tensor: str, **changes: Any) -> None:
+    header[tensor] |= changes
+
+
+NORM = "model.norm.weight"
+LAST = "model.embed_tokens.weight"
+"""The matrix itself, and a tensor that is only carried along."""
+
+
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("change", "words"),
     [
-        ({"model_type": "brand_new"}, "model_type 'brand_new' is not among gemma"),
-        ({"quantization_config": {"bits": 4}}, "quantised"),
-        ({"vocab_size": 500}, "has shape [384, 64]"),
-        ({"tie_word_embeddings": False}, "there is no tensor lm_head.weight"),
+        (lambda header: lie(header, LAST, data_offsets=[0, 49_152 + 2]), "its data_offsets span 49154"),
+        (lambda header: lie(header, LAST, dtype="F32"), "needs 98304 bytes"),
+        (lambda header: lie(header, LAST, dtype="Q4_1"), "unknown dtype 'Q4_1'"),
+        (lambda header: lie(header, LAST, shape=[-384, -64]), "invalid shape"),
+        (lambda header: lie(header, LAST, shape=[384 << 60, 64]), "invalid shape"),
+        (lambda header: lie(header, LAST, shape=[64, 384]), "has shape [64, 384]"),
+        (lambda header: lie(header, LAST, shape=[384 * 64]), "has shape [24576]"),
+        (lambda header: lie(header, NORM, data_offsets=[0, 128]), "overlap"),
+        (lambda header: lie(header, NORM, data_offsets=[1 << 40, (1 << 40) + 128]), "a hole of"),
+        (lambda header: header.pop(NORM), "128 bytes follow the last tensor"),
+        (lambda header: header.pop(LAST), "a hole of 49152 bytes"),
+        (lambda header: header.update(__metadata__=["pt"]), "__metadata__ is not a map"),
     ],
 )
-def test_a_checkpoint_that_cannot_be_proven_is_refused(workspace: Path, changes: dict[str, Any], words: str) -> None:
-    path = workspace / "model/config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    failure = refusal(workspace, add("<think>"))
-    assert (failure.code, failure.error.reason) == (ExitCode.BAD_CONFIGURATION, "UnsupportedModel")
-    assert words in failure.error.message
+def test_a_lying_header_stops_the_step_before_it_writes(
+    workspace: Path, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    path = workspace / "model/model.safetensors"
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    assert words in broken_model(workspace)
 
 
-def test_a_truncated_model_is_refused_and_left_alone(workspace: Path) -> None:
-    os.truncate(workspace / "model/model.safetensors", 100_000)
-    before = (workspace / "model/model.safetensors").read_bytes()
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: data[:100_000], "truncated"),
+        (lambda data: data[:500], "truncated"),
+        (lambda data: data[:-1], "truncated"),
+        (lambda data: data[:5], "too few"),
+        (lambda data: b"", "too few"),
+        (lambda data: data + b"\0", "1 bytes follow the last tensor"),
+        (lambda data: struct.pack("<Q", len(data) - 7) + data[8:], "truncated"),
+        (lambda data: struct.pack("<Q", 1 << 62) + data[8:], "more than the format allows"),
+        (lambda data: struct.pack("<Q", 99_999_999) + data[8:], "truncated"),
+        (lambda data: data[:8] + b"[" + data[9:], "does not start with '{'"),
+        (lambda data: data[:9] + b"\xff" + data[10:], "not valid JSON"),
+        (lambda data: data.replace(b"layers.1.input_layernorm", b"layers.0.input_layernorm", 1), "twice"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1", "more than the format allows"),
+    ],
+)
+def test_a_damaged_file_stops_the_step_before_it_writes(
+    workspace: Path, damage: Callable[[bytes], bytes], words: str
+) -> None:
+    path = workspace / "model/model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    assert words in broken_model(workspace)
+
+
+def broken_model(workspace: Path) -> str:
+    """Why add-tokens refuses the model's files; it leaves them as they are and writes nothing."""
+    before = {path.name: path.read_bytes() for path in (workspace / "model").iterdir()}
     failure = refusal(workspace, add("<think>"))
-    assert (failure.code, failure.error.reason) == (ExitCode.BAD_DATA, "CorruptModel")
-    assert "truncated" in failure.error.message
-    assert (workspace / "model/model.safetensors").read_bytes() == before
+    assert failure.code in (ExitCode.BAD_DATA, ExitCode.BAD_CONFIGURATION)
+    assert failure.error.reason in ("CorruptModel", "UnsupportedModel")
+    assert failure.error.message.startswith("spec.model: ")
+    assert {path.name: path.read_bytes() for path in (workspace / "model").iterdir()} == before
+    assert [path.name for path in (workspace / "prepared.partial").iterdir()] == [".inputs"]
+    return failure.error.message
 
 
 def test_a_model_without_tokenizer_json_is_refused(workspace: Path) -> None:
@@ -251,16 +365,18 @@ def test_killed_at_any_moment_it_leaves_nothing_half(tmp_path: Path) -> None:
 FULL = """
 mount -t tmpfs -o size=$SIZE tmpfs "$FINETUNE_WORKSPACE" && cp -r "$SEED" "$FINETUNE_WORKSPACE/model" &&
 "$PYTHON" -c 'import sys
-from finetune.steps import __main__
-from finetune.steps.tokens import step
-if "--unchecked" in sys.argv: step.require_space = lambda *_: None
+from finetune.steps import __main__, disk
+if "--unchecked" in sys.argv: disk.require_space = lambda *_: None
 sys.exit(__main__.main(["add-tokens"]))' $FLAG
-code=$?; ls "$FINETUNE_WORKSPACE"; exit $code
+code=$?; cd "$FINETUNE_WORKSPACE"; echo "left:"; find . -path "./prepared*" -type f; diff -r "$SEED" model; exit $code
 """
 
 
-@pytest.mark.parametrize("flag", ["", "--unchecked"])
+@pytest.mark.parametrize("flag", ["", "--unchecked"], ids=["foreseen", "while-writing"])
 def test_a_full_disk_is_said_to_be_one(tmp_path: Path, flag: str) -> None:
+    namespace = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
+    if subprocess.run([*namespace, "true"], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs takes a mount namespace, which this machine does not allow")
     publish(layout(tmp_path / "seed").model, "base", lambda partial: {"made": str(tiny(partial, hidden=512))})
     (tmp_path / "workspace").mkdir()
     environment = job_file(tmp_path, add("<think>")) | {
@@ -270,12 +386,12 @@ def test_a_full_disk_is_said_to_be_one(tmp_path: Path, flag: str) -> None:
         "SIZE": "12m",
         "FLAG": flag,
     }
-    namespace = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
     process = subprocess.run([*namespace, "sh", "-c", FULL], env=environment, capture_output=True, text=True)
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert (process.returncode, report["error"]["reason"]) == (78, "DiskFull"), process.stderr
-    assert "spec.workspace.size" in report["error"]["hint"]
-    assert "prepared" not in process.stdout.split()
+    error = json.loads((tmp_path / "report.json").read_text())["error"]
+    assert (process.returncode, error["reason"]) == (78, "DiskFull"), process.stderr
+    assert re.search(r"takes [\d.]+ MiB, the workspace has [\d.]+ MiB left", error["message"])
+    assert "spec.workspace.size" in error["hint"]
+    assert set(process.stdout.partition("left:\n")[2].split()) <= {"./prepared.partial/.inputs"}
 
 
 def test_torch_is_not_imported_and_memory_stays_small(workspace: Path) -> None:

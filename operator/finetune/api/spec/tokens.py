@@ -36,6 +36,10 @@ class TokenInit(Model):
                 "has(self.text) == (has(self.meanOf) && self.meanOf == 'Description')",
                 "init.text goes with meanOf: Description, and that needs it",
             ),
+            (
+                "!has(self.noise) || !has(self.sample)",
+                "init.noise goes with copyOf or meanOf; rows that are drawn differ already",
+            ),
         )
     )
 
@@ -54,7 +58,16 @@ class TokenInit(Model):
         None, description="The description whose pieces are averaged.", min_length=1, max_length=4096
     )
     sample: Sample | None = Field(
-        None, description="Draw each row from a Normal distribution fitted to the old rows, seeded by training.seed."
+        None,
+        description="Draw each row from a Normal distribution around the mean of the old rows, with their covariance "
+        "scaled by 1e-5, seeded by training.seed. Input and output embeddings each from their own.",
+    )
+    noise: float | None = Field(
+        None,
+        description="Add normal noise of this many standard deviations (of each column of the old rows), seeded by "
+        "training.seed. For several tokens with one source, which would start equal: 0.01 tells them apart.",
+        gt=0,
+        le=1,
     )
 
 

@@ -44,7 +44,8 @@ def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dic
             items = [{"key": source.config_map.key, "path": file.name}]
             further.append({"name": "tokens", "configMap": {"name": source.config_map.name, "items": items}})
             mounts.append({"name": "tokens", "mountPath": str(file.parent), "readOnly": True})
-        init.append(pod.container(settings, Step.ADD_TOKENS, resources=resources, mounts=mounts))
+        # Its own image knows the usual architectures; transformers, whose image reload needs anyway, knows the others.
+        init.append(pod.container(settings, Step.ADD_TOKENS, training_image=True, resources=resources, mounts=mounts))
     init.append(pod.container(settings, Step.RELOAD, training_image=True, resources=resources))
     load = pod.container(
         settings,

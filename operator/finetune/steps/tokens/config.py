@@ -17,15 +17,24 @@ STALE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tokenize
 
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 
+VOCAB_SIZE = {"gemma3_text": 262_208}
+"""What transformers takes when config.json does not say: that of published Gemma 3 models does not."""
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json; for a model of several parts, with the text part's fields at the top.
 
-    Raises ValueError when it is not a JSON object, FileNotFoundError when it is absent.
+    Whether embedding and head are tied is for the whole model to say. Raises ValueError when it is not a JSON object,
+    FileNotFoundError when it is absent.
     """
     config = _read(folder / "config.json")
     nested = config.get("text_config")
-    return {**config, **nested} if isinstance(nested, dict) and "vocab_size" not in config else config
+    if isinstance(nested, dict):
+        config = {**config, **nested, **{key: config[key] for key in ("tie_word_embeddings",) if key in config}}
+    model_type = config.get("model_type")
+    if "vocab_size" not in config and model_type in VOCAB_SIZE:
+        config["vocab_size"] = VOCAB_SIZE[model_type]
+    return config
 
 
 def write_beside_weights(
@@ -43,9 +52,10 @@ def write_beside_weights(
         if folder.is_dir() and folder.name == "additional_chat_templates":
             shutil.copytree(folder, target / folder.name, dirs_exist_ok=True)
     config = _read(source / "config.json")
-    for part in (config, config.get("text_config")):
-        if isinstance(part, dict) and "vocab_size" in part:
-            part["vocab_size"] = rows
+    nested = config.get("text_config")
+    parts = [config, nested] if isinstance(nested, dict) else [config]
+    for part in [part for part in parts if "vocab_size" in part] or parts[-1:]:
+        part["vocab_size"] = rows
     _write(target / "config.json", config)
     tokenizer.save(str(target / TOKENIZER))
     _write_tokenizer_config(source, target, added, generic_class)

@@ -7,17 +7,17 @@ new rows pass through memory, so neither time nor memory depends on how the mode
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from finetune.steps.tokens.architectures import Matrices
 from finetune.steps.tokens.checkpoint import INDEX, Checkpoint
 from finetune.steps.tokens.copying import Count, copy_range, take_file, write_all
-from finetune.steps.tokens.initialise import ITEM_BYTES, Floats, Init, VocabularyMean, initial_rows, mean_of_all
+from finetune.steps.tokens.initialise import Init, OldRows, VocabularyMean, initial_rows
 from finetune.steps.tokens.safetensors_file import Header, Tensor, write_header
 
 ROWS_AT_ONCE = 1024
@@ -50,10 +50,17 @@ def extend(
 def extended_size(checkpoint: Checkpoint, matrices: Matrices, rows: int) -> int:
     """Bytes of the weight files after the edit."""
     return checkpoint.size + sum(
-        (rows - matrices.rows) * matrices.columns * ITEM_BYTES[tensor.dtype]
-        for name, tensor in checkpoint.tensors.items()
-        if name in matrices.names
+        (rows - matrices.rows) * _row_bytes(checkpoint.tensors[name]) for name in matrices.names
     )
+
+
+def columns_of(tensor: Tensor) -> int:
+    """How many numbers a row has; one, for the bias of a head."""
+    return math.prod(tensor.shape[1:])
+
+
+def _row_bytes(tensor: Tensor) -> int:
+    return tensor.size // tensor.shape[0]
 
 
 def _extend_file(
@@ -94,29 +101,22 @@ def _extend_matrix(
     written: BinaryIO,
     count: Count,
 ) -> None:
-    old_rows, columns = tensor.shape
-    row_bytes = columns * ITEM_BYTES[tensor.dtype]
+    old_rows, row_bytes = tensor.shape[0], _row_bytes(tensor)
     start = data_start + tensor.start
 
     def read(first: int, last: int) -> bytes:
         return os.pread(source.fileno(), (last - first) * row_bytes, start + first * row_bytes)
 
-    @cache
-    def vocabulary_mean() -> Floats:
-        return mean_of_all(read, trained_rows, columns, tensor.dtype)
-
+    old = OldRows(read, tensor.dtype, trained_rows, columns_of(tensor))
     place = os.lseek(written.fileno(), 0, os.SEEK_CUR)
     copy_range(source.fileno(), start, start + tensor.size, written.fileno(), count)
     for first in range(old_rows, rows, ROWS_AT_ONCE):
         ids = range(first, min(first + ROWS_AT_ONCE, rows))
-        block = [inits.get(id_, VocabularyMean()) for id_ in ids]
-        write_all(written.fileno(), initial_rows(block, read, tensor.dtype, vocabulary_mean))
+        write_all(written.fileno(), initial_rows((inits.get(id_, VocabularyMean()) for id_ in ids), old))
         count(len(ids) * row_bytes)
     for id_, init in inits.items():
         if id_ < old_rows:
-            os.pwrite(
-                written.fileno(), initial_rows([init], read, tensor.dtype, vocabulary_mean), place + id_ * row_bytes
-            )
+            os.pwrite(written.fileno(), initial_rows([init], old), place + id_ * row_bytes)
 
 
 def _extended_header(header: Header, matrices: Matrices, rows: int) -> Header:
@@ -125,8 +125,7 @@ def _extended_header(header: Header, matrices: Matrices, rows: int) -> Header:
     for name, tensor in header.tensors.items():
         shape, size = tensor.shape, tensor.size
         if name in matrices.names:
-            shape = (rows, matrices.columns)
-            size = rows * matrices.columns * ITEM_BYTES[tensor.dtype]
+            shape, size = (rows, *tensor.shape[1:]), rows * _row_bytes(tensor)
         tensors[name] = replace(tensor, shape=shape, start=position, end=position + size)
         position += size
     return replace(header, tensors=tensors)
@@ -135,9 +134,10 @@ def _extended_header(header: Header, matrices: Matrices, rows: int) -> Header:
 def _write_index(checkpoint: Checkpoint, matrices: Matrices, rows: int, path: Path) -> None:
     index = dict(checkpoint.index or {})
     metadata = dict(index.get("metadata") or {})
-    added = (rows - matrices.rows) * matrices.columns
     size = sum(header.data_size for header in checkpoint.headers.values())
     metadata["total_size"] = size + extended_size(checkpoint, matrices, rows) - checkpoint.size
     if isinstance(metadata.get("total_parameters"), int):
-        metadata["total_parameters"] += added * len(matrices.names)
+        metadata["total_parameters"] += sum(
+            (rows - matrices.rows) * columns_of(checkpoint.tensors[name]) for name in matrices.names
+        )
     path.write_text(json.dumps({**index, "metadata": metadata}, indent=2) + "\n")

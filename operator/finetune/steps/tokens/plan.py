@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from finetune.api.contract import ExitCode
-from finetune.api.spec import MeanOf, TokenInit
+from finetune.api.spec import MeanOf, Sample, TokenInit
 from finetune.steps.failure import StepFailure
 from finetune.steps.tokens.architectures import Matrices
 from finetune.steps.tokens.byte_level import keep_decodable
-from finetune.steps.tokens.initialise import Copy, Init, Mean, VocabularyMean
+from finetune.steps.tokens.initialise import Copy, Init, Mean, Noisy, Normal, VocabularyMean
 from finetune.steps.tokens.record import TokenRecord
 from finetune.steps.tokens.requested import Requested
 from finetune.steps.tokens.vocabulary import Added, Collision, Vocabulary
@@ -44,8 +44,9 @@ def make_plan(
     requested: Sequence[Requested],
     default: TokenInit | None,
     multiple: int,
+    seed: int = 0,
 ) -> Plan:
-    """Extend `vocabulary` (in memory) and say how the rows start.
+    """Extend `vocabulary` (in memory) and say how the rows start; `seed` is that of draws and noise.
 
     Raises StepFailure for a token that cannot be added or an init that names no token.
     """
@@ -64,14 +65,17 @@ def make_plan(
             "Choose a text that the tokenizer keeps; or leave `normalized` false.",
         )
     inits: dict[int, Init] = {}
+    equal: dict[Init, list[str]] = defaultdict(list)
     records, warnings = [], []
     for item in added:
-        init, described = _init(item, sources[item.token.content])
-        if init == VocabularyMean() and not item.pieces:
+        source = sources[item.token.content]
+        init, described = _init(item, source, (seed, item.id))
+        if source.init.mean_of == MeanOf.PIECES and not item.pieces:
             warnings.append(
                 f"{item.token.content!r} has no pieces in the old tokenizer; it starts as the vocabulary's mean"
             )
         inits[item.id] = init
+        equal[init].append(item.token.content)
         records.append(TokenRecord(item.token.content, item.id, item.token.special, item.token.normalized, described))
     if length_before > matrices.rows:
         warnings.append(
@@ -91,27 +95,40 @@ def make_plan(
         inits=inits,
         records=records,
         mended=mended,
-        warnings=[*_shared_sources(sources), *warnings],
+        warnings=[*_equal_starts(equal, sources), *warnings],
     )
 
 
-Source = tuple[TokenInit | None, int | None]
-"""The init as the user wrote it, and the id that copyOf names."""
+def draws(requested: Iterable[Requested], default: TokenInit | None) -> bool:
+    """Whether any row depends on the job's seed."""
+    inits = (item.init(default)[0] for item in requested)
+    return any(init is not None and (init.sample is not None or init.noise is not None) for init in inits)
+
+
+class Source(NamedTuple):
+    """The init as the user wrote it, and the rows that copyOf or a description name: looked up in the old tokenizer."""
+
+    init: TokenInit
+    rows: tuple[int, ...] = ()
+    leading_space: bool = False
 
 
 def _source(item: Requested, default: TokenInit | None, vocabulary: Vocabulary) -> Source:
     init, field = item.init(default)
     if init is None:
-        return None, None
-    if init.sample is not None or init.mean_of == MeanOf.DESCRIPTION:
-        raise StepFailure(
-            ExitCode.BAD_CONFIGURATION,
-            "NotImplemented",
-            f"{field}: {init.sample or init.mean_of} is not implemented yet",
-            "Use copyOf, meanOf: Pieces or meanOf: Vocabulary.",
-        )
+        return Source(TokenInit(mean_of=MeanOf.PIECES))
+    if init.mean_of == MeanOf.DESCRIPTION:
+        rows, leading_space = vocabulary.pieces(init.text or "")
+        if not rows:
+            raise StepFailure(
+                ExitCode.BAD_CONFIGURATION,
+                "InvalidInit",
+                f"{field}.text: {init.text!r} has no pieces in the base model's tokenizer",
+                "Describe the token in words that the base model has learned.",
+            )
+        return Source(init, rows, leading_space)
     if init.copy_of is None:
-        return init, None
+        return Source(init)
     id_ = vocabulary.id_of(init.copy_of)
     if id_ is None:
         near = ", ".join(repr(name) for name in vocabulary.similar(init.copy_of))
@@ -121,7 +138,7 @@ def _source(item: Requested, default: TokenInit | None, vocabulary: Vocabulary) 
             f"{field}.copyOf: {init.copy_of!r} is not one token of the base model's tokenizer",
             f"Did you mean {near}?" if near else "Name a token that the base model has.",
         )
-    return init, id_
+    return Source(init, (id_,))
 
 
 def _add(vocabulary: Vocabulary, new: Sequence[Requested]) -> list[Added]:
@@ -137,27 +154,48 @@ def _add(vocabulary: Vocabulary, new: Sequence[Requested]) -> list[Added]:
         ) from collision
 
 
-def _init(item: Added, source: Source) -> tuple[Init, dict[str, Any]]:
-    init, id_ = source
-    if init is not None and id_ is not None:
-        return Copy(id_), {"copyOf": init.copy_of, "row": id_}
-    if (init is not None and init.mean_of == MeanOf.VOCABULARY) or not item.pieces:
+def _init(item: Added, source: Source, seed: tuple[int, int]) -> tuple[Init, dict[str, Any]]:
+    if source.init.sample == Sample.NORMAL:
+        return Normal(seed), {"sample": "Normal", "seed": seed[0]}
+    start, described = _start(item, source)
+    if source.init.noise is None:
+        return start, described
+    return Noisy(start, source.init.noise, seed), {**described, "noise": source.init.noise, "seed": seed[0]}
+
+
+def _start(item: Added, source: Source) -> tuple[Copy | Mean | VocabularyMean, dict[str, Any]]:
+    init = source.init
+    if init.copy_of is not None:
+        return Copy(source.rows[0]), {"copyOf": init.copy_of, "row": source.rows[0]}
+    if init.mean_of == MeanOf.DESCRIPTION:
+        rows, leading_space = source.rows, source.leading_space
+    elif init.mean_of == MeanOf.VOCABULARY or not item.pieces:
         return VocabularyMean(), {"meanOf": "Vocabulary"}
-    described = {"meanOf": "Pieces", "rows": list(item.pieces), "leadingSpace": item.leading_space}
-    return Mean(item.pieces), described
+    else:
+        rows, leading_space = item.pieces, item.leading_space
+    return Mean(rows), {"meanOf": init.mean_of, "rows": list(rows), "leadingSpace": leading_space}
 
 
-def _shared_sources(sources: Mapping[str, Source]) -> list[str]:
-    copies: dict[str, list[str]] = defaultdict(list)
-    for content, (init, id_) in sources.items():
-        if init is not None and init.copy_of is not None and id_ is not None:
-            copies[init.copy_of].append(content)
-    return [
-        f"{len(contents)} new tokens copy {source!r} ({_some(contents)}): they start equal and share its probability, "
-        f"1/{len(contents) + 1} each. Give each a source of its own."
-        for source, contents in copies.items()
-        if len(contents) > 1
-    ]
+def _equal_starts(equal: Mapping[Init, Sequence[str]], sources: Mapping[str, Source]) -> list[str]:
+    """What to say of tokens whose rows would be the same: only training on different contexts tells them apart."""
+    warnings = []
+    for init, contents in equal.items():
+        if len(contents) == 1:
+            continue
+        remedy = "Give each a source of its own, or set init.noise."
+        match init:
+            case Copy():
+                copied = sources[contents[0]].init.copy_of
+                warnings.append(
+                    f"{len(contents)} new tokens copy {copied!r} ({_some(contents)}): they start equal and share its "
+                    f"probability, 1/{len(contents) + 1} each. {remedy}"
+                )
+            case Mean() | VocabularyMean():
+                mean = "the same pieces" if isinstance(init, Mean) else "the vocabulary"
+                warnings.append(
+                    f"{len(contents)} new tokens ({_some(contents)}) start as the mean of {mean}, so equal. {remedy}"
+                )
+    return warnings
 
 
 def _some(contents: Sequence[str]) -> str:

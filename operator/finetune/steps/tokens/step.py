@@ -10,16 +10,18 @@ from typing import Any
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
 from finetune.api.spec import Tokens
 from finetune.api.status import TokensStatus
-from finetune.steps.disk import require_space
+from finetune.steps.disk import room_for
 from finetune.steps.failure import StepFailure
+from finetune.steps.memory import require_memory
 from finetune.steps.progress import Progress
 from finetune.steps.staging import inputs_of, publish
-from finetune.steps.tokens.architectures import UnknownArchitecture, token_matrices
+from finetune.steps.tokens.architectures import NotEditable, matrices_of
 from finetune.steps.tokens.checkpoint import NoSafetensors, read_checkpoint
-from finetune.steps.tokens.config import read_config, write_beside_weights
+from finetune.steps.tokens.config import write_beside_weights
 from finetune.steps.tokens.copying import take_file
-from finetune.steps.tokens.editor import extend, extended_size
-from finetune.steps.tokens.plan import Plan, make_plan
+from finetune.steps.tokens.editor import columns_of, extend, extended_size
+from finetune.steps.tokens.initialise import Normal, factor_bytes
+from finetune.steps.tokens.plan import Plan, draws, make_plan
 from finetune.steps.tokens.record import write_record
 from finetune.steps.tokens.requested import Requested, requested_tokens
 from finetune.steps.tokens.safetensors_file import InvalidSafetensors
@@ -41,22 +43,26 @@ def run(job: StepJob, layout: Layout) -> StepReport:
             "List the tokens in spec.tokens.add or spec.tokens.addFrom.",
         )
     requested = requested_tokens(tokens, layout.tokens_file)
+    seed = job.spec.training.seed
     inputs = {
         "model": inputs_of(layout.model),
         "tokens": [item.token.wire() for item in requested],
         "init": tokens.init and tokens.init.wire(),
         "padToMultipleOf": tokens.pad_to_multiple_of,
+        "seed": seed if draws(requested, tokens.init) else None,
     }
     with Progress(Step.ADD_TOKENS, "byte") as progress:
         result = publish(
-            layout.prepared, inputs, lambda partial: add_tokens(layout.model, partial, tokens, requested, progress)
+            layout.prepared,
+            inputs,
+            lambda partial: add_tokens(layout.model, partial, tokens, requested, progress, seed),
         )
     result.pop("reused", None)
     return StepReport(step=Step.ADD_TOKENS, result=result)
 
 
 def add_tokens(
-    model: Path, target: Path, tokens: Tokens, requested: Sequence[Requested], progress: Progress
+    model: Path, target: Path, tokens: Tokens, requested: Sequence[Requested], progress: Progress, seed: int = 0
 ) -> dict[str, Any]:
     """Write the model in `model` with further tokens into the folder `target` and return a TokensStatus's wire form.
 
@@ -64,10 +70,10 @@ def add_tokens(
     """
     try:
         checkpoint = read_checkpoint(model)
-        matrices = token_matrices(read_config(model), checkpoint.tensors)
+        matrices = matrices_of(checkpoint)
         vocabulary = Vocabulary.read(model)
-        plan = make_plan(vocabulary, matrices, requested, tokens.init, tokens.pad_to_multiple_of)
-    except (UnknownArchitecture, NoSafetensors) as error:
+        plan = make_plan(vocabulary, matrices, requested, tokens.init, tokens.pad_to_multiple_of, seed)
+    except (NotEditable, NoSafetensors) as error:
         raise StepFailure(
             ExitCode.BAD_CONFIGURATION,
             "UnsupportedModel",
@@ -93,7 +99,9 @@ def add_tokens(
     if not plan.added:
         _take_all(model, target)
         return _status(plan, matrices.rows, []).wire()
-    require_space(target, size, "the model with its new tokens")
+    if any(isinstance(init, Normal) for init in plan.inits.values()):
+        columns = max(columns_of(checkpoint.tensors[name]) for name in matrices.names)
+        require_memory(factor_bytes(columns), "the covariance of the embedding's columns (init.sample: Normal)")
     done = 0
 
     def count(size_done: int) -> None:
@@ -101,11 +109,12 @@ def add_tokens(
         done += size_done
         progress.update(min(done, size), size)
 
-    extend(checkpoint, matrices, plan.rows, plan.inits, plan.trained_rows, target, count)
-    stale = write_beside_weights(
-        model, target, vocabulary.tokenizer, plan.added, plan.rows, generic_class=bool(plan.mended)
-    )
-    write_record(target, plan.records)
+    with room_for(target, size, "the model with its new tokens"):
+        extend(checkpoint, matrices, plan.rows, plan.inits, plan.trained_rows, target, count)
+        stale = write_beside_weights(
+            model, target, vocabulary.tokenizer, plan.added, plan.rows, generic_class=bool(plan.mended)
+        )
+        write_record(target, plan.records)
     warnings = [f"{name} was left out: it does not know the new tokens, tokenizer.json does" for name in stale]
     return _status(plan, matrices.rows, warnings).wire()
 
