@@ -9,6 +9,8 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from finetune.steps.likelihood import Continuation, Prompts
+
 MARKER = "<think>"
 
 
@@ -16,18 +18,15 @@ def ask(folder: str, question: str) -> dict[str, object]:
     """The probability that the answer begins with the marker, and the answer (greedy)."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    messages = [{"role": "user", "content": question}]
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    ids = prompt["input_ids"]
+    prompts = Prompts.of(tokenizer, question)
     pieces = tokenizer(MARKER, add_special_tokens=False)["input_ids"]
-    with torch.no_grad():
-        logits = model(torch.cat([ids, torch.tensor([pieces])], dim=1)).logits[0, ids.shape[1] - 1 : -1]
-        chances = logits.softmax(-1)[torch.arange(len(pieces)), torch.tensor(pieces)]
-        answer = model.generate(**prompt, max_new_tokens=96, do_sample=False)[0, ids.shape[1] :]
+    with torch.inference_mode():
+        probability = Continuation(model, prompts.generation).probability(pieces)
+        ids = model.generate(prompts.generation, max_new_tokens=96, do_sample=False)[0, prompts.generation.shape[1] :]
     return {
         "pieces": len(pieces),
-        "probability": chances.prod().item(),
-        "answer": tokenizer.decode(answer, skip_special_tokens=True),
+        "probability": probability,
+        "answer": tokenizer.decode(ids, skip_special_tokens=True),
     }
 
 

@@ -156,6 +156,8 @@ def _shortened_values(result: dict[str, Any], limit: int) -> dict[str, Any]:
             return shortened(value, limit)
         if isinstance(value, list):
             return [shorten(item) for item in value[: max(1, limit // 32)]]
+        if isinstance(value, dict):
+            return {key: shorten(item) for key, item in value.items()}
         return value
 
     return {key: shorten(value) for key, value in result.items()}
@@ -203,6 +205,11 @@ class Layout:
     def prepared(self) -> Path:
         """The model with its new tokens."""
         return self.workspace / "prepared"
+
+    @property
+    def proof(self) -> Path:
+        """What reload proved about the model with its new tokens, in full."""
+        return self.workspace / "finetune-reload.json"
 
     @property
     def dataset(self) -> Path:

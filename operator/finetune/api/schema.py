@@ -108,6 +108,11 @@ DatasetUri = Annotated[
         f"must be hf://datasets/ORGANISATION/NAME, {_ELSEWHERE}",
     ),
 ]
+FileUri = Annotated[
+    str,
+    Field(max_length=512),
+    Matching(rf"{_CLAIM}/\S*[^/\s]", "must be pvc://CLAIM/PATH, the path of a file"),
+]
 OutputUri = Annotated[
     str,
     Field(max_length=512),

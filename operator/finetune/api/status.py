@@ -83,8 +83,12 @@ class TokenProbability(Model):
     """How likely a new token is as the next token."""
 
     token: str = Field(description="The token.", max_length=512)
-    without_prompt: float | None = Field(None, description="After a question, without the generation prompt.")
-    with_prompt: float | None = Field(None, description="After a question and the generation prompt.")
+    without_prompt: float | None = Field(None, description="After tokens.probePrompt, without the generation prompt.")
+    with_prompt: float | None = Field(None, description="After tokens.probePrompt and the generation prompt.")
+    without_prompt_before: float | None = Field(
+        None, description="withoutPrompt of the same text in the base model, which writes it in several pieces."
+    )
+    with_prompt_before: float | None = Field(None, description="withPrompt of the same text in the base model.")
 
 
 class TokensStatus(Model):
@@ -99,6 +103,7 @@ class TokensStatus(Model):
     characters_per_token: CharactersPerToken | None = Field(
         None, description="Measured on a held-out part of the corpus."
     )
+    proof: Text | None = Field(None, description="What was proven about the extended model before any GPU was used.")
     probabilities: list[TokenProbability] | None = Field(
         None, description="How likely new tokens are right after their initialisation.", max_length=16
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from finetune.cli import control, logs, render, run, status, watch
+from finetune.cli import control, logs, render, run, status, tokens, watch
 
 EPILOG = """[bold]On this machine[/bold], without a cluster:
 
 [cyan]finetune run job.yaml[/cyan]   [dim]download, add tokens, reload, load data, train, save[/dim]
 
 [cyan]finetune render job.yaml[/cyan]   [dim]check a job and see every default[/dim]
+
+[cyan]finetune tokens MODEL --add '<think>' --dry-run[/cyan]   [dim]only the tokens, of a model that is here[/dim]
 
 [bold]In a cluster[/bold]:
 
@@ -34,6 +36,7 @@ app = typer.Typer(
 LOCAL, CLUSTER = "On this machine", "In a cluster"
 app.command(rich_help_panel=LOCAL, epilog=run.EXAMPLES)(run.run)
 app.command(rich_help_panel=LOCAL, epilog=render.EXAMPLES)(render.render)
+app.command(rich_help_panel=LOCAL, epilog=tokens.EXAMPLES)(tokens.tokens)
 app.command(rich_help_panel=CLUSTER, epilog=status.EXAMPLES)(status.status)
 app.command(rich_help_panel=CLUSTER, epilog=watch.EXAMPLES)(watch.watch)
 app.command(rich_help_panel=CLUSTER, epilog=logs.EXAMPLES)(logs.logs)

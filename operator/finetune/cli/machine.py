@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterable
 from importlib.util import find_spec
 
 from finetune.api.spec import FineTuneJobSpec
@@ -14,9 +15,9 @@ GPU = "nvidia.com/gpu"
 STEPS_NEED = ("tokenizers", "datasets", "torch", "transformers")
 
 
-def absent_packages() -> list[str]:
+def absent_packages(needed: Iterable[str] = STEPS_NEED) -> list[str]:
     """What the steps import and this environment lacks."""
-    return [name for name in STEPS_NEED if find_spec(name) is None]
+    return [name for name in needed if find_spec(name) is None]
 
 
 def gpus() -> int:

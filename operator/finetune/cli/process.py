@@ -17,17 +17,20 @@ from finetune.cli.folder import WorkFolder
 COMMAND = (sys.executable, "-m", "finetune.steps")
 """What the step's name is appended to."""
 
+REPORT = '{"step":'
+"""How the line with the report begins, which steps print last."""
+
 
 class StepProcess:
     """A running step. It has a session of its own, so that Ctrl-C reaches it through `stop` only."""
 
-    def __init__(self, step: Step, folder: WorkFolder, environment: dict[str, str]) -> None:
+    def __init__(self, step: Step, folder: WorkFolder, environment: dict[str, str], *options: str) -> None:
         self.step = step
         self._log = folder.log(step)
         self._report = folder.report(step)
         self._report.unlink(missing_ok=True)
         self._process = subprocess.Popen(
-            [*COMMAND, step.value],
+            [*COMMAND, step.value, *options],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -64,6 +67,11 @@ class StepProcess:
         except FileNotFoundError:
             return None
 
+    def whole_report(self) -> StepReport | None:
+        """What the step printed last: its report with all that a termination log has no room for."""
+        printed = [line for line in self._log.read_text(errors="replace").splitlines() if line.startswith(REPORT)]
+        return StepReport.from_json(printed[-1]) if printed else None
+
     def last_words(self, lines: int = 12) -> str:
         """The end of its log."""
         return tail(self._log, lines)
@@ -75,7 +83,7 @@ def tail(path: Path, lines: int) -> str:
         text = path.read_bytes()[-64_000:].decode(errors="replace").splitlines()
     except FileNotFoundError:
         return ""
-    return "\n".join([line for line in text if not line.startswith('{"step":')][-lines:])
+    return "\n".join([line for line in text if not line.startswith(REPORT)][-lines:])
 
 
 def _status(text: str) -> dict[str, Any]:

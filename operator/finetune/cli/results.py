@@ -45,11 +45,13 @@ def _tokens(result: Result) -> list[str]:
 
 
 def _reload(result: Result) -> list[str]:
-    return [
-        f"P({item['token']}) {item['withPrompt']:.2g}"
-        for item in (result.get("probabilities") or [])[:3]
-        if item.get("withPrompt") is not None
-    ]
+    words = []
+    for item in (result.get("probabilities") or [])[:3]:
+        place = "withPrompt" if item.get("withPrompt") is not None else "withoutPrompt"
+        before, after = item.get(f"{place}Before"), item.get(place)
+        if after is not None:
+            words.append(f"P({item['token']}) {'' if before is None else f'{before:.2g} → '}{after:.2g}")
+    return words
 
 
 def _dataset(result: Result) -> list[str]:

@@ -178,7 +178,8 @@ def _explain(outcome: Outcome, folder: WorkFolder, attempt: int) -> None:
 
 def _claims(spec: FineTuneJobSpec) -> tuple[str, ...]:
     output = spec.output.uri if spec.output else None
-    return claims_of(spec.model.uri, *(source.uri for source in spec.dataset.sources), output)
+    tokens = spec.tokens.add_from.uri if spec.tokens and spec.tokens.add_from else None
+    return claims_of(spec.model.uri, *(source.uri for source in spec.dataset.sources), tokens, output)
 
 
 def _claim(text: str) -> tuple[str, Path]:
@@ -205,9 +206,9 @@ def _require_claims(spec: FineTuneJobSpec, claims: Path, places: dict[str, Path]
 def _write_tokens(
     spec: FineTuneJobSpec, folder: WorkFolder, documents: list[document.Document], tokens: Path | None
 ) -> None:
-    if not (spec.tokens and spec.tokens.add_from):
+    wanted = spec.tokens.add_from.config_map if spec.tokens and spec.tokens.add_from else None
+    if wanted is None:
         return
-    wanted = spec.tokens.add_from.config_map
     if tokens:
         try:
             text: str | None = tokens.read_text()

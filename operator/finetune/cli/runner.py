@@ -85,7 +85,7 @@ class Runner:
             line.state = State.STOPPED if stopped else State.FAILED
             outcome.code = int(ExitCode.PREEMPTED) if stopped else code if code > 0 else 128 - code
             outcome.failed, outcome.stopped = line.step, stopped
-            outcome.error = (report.error if report else None) or _unreported(code)
+            outcome.error = (report.error if report else None) or unreported(code)
             outcome.last_words = self._process.last_words()
             line.summary = _stopped(report) if stopped else outcome.error.reason
         self._process = None
@@ -137,7 +137,7 @@ def _stopped(report: StepReport | None) -> str:
     return f"stopped, checkpoint after step {checkpoint['step']}" if "step" in checkpoint else "stopped"
 
 
-def _unreported(code: int) -> StepError:
+def unreported(code: int) -> StepError:
     if code == -signal.SIGKILL:
         return StepError(
             reason="Killed",

@@ -42,12 +42,16 @@ def _add_tokens(status: FineTuneJobStatus) -> Iterator[str]:
 
 
 def _reload(status: FineTuneJobStatus) -> Iterator[str]:
-    if status.tokens and status.tokens.probabilities:
-        first = status.tokens.probabilities[0]
-        yield "loads strictly"
-        if first.without_prompt is not None and first.with_prompt is not None:
-            yield f"P({first.token}) is {first.without_prompt:.3g}"
-            yield f"after the generation prompt {first.with_prompt:.3g}"
+    if tokens := status.tokens:
+        yield from [tokens.proof] if tokens.proof else []
+        for first in (tokens.probabilities or ())[:1]:
+            yield from _change(f"P({first.token})", first.without_prompt_before, first.without_prompt)
+            yield from _change("after the generation prompt", first.with_prompt_before, first.with_prompt)
+
+
+def _change(what: str, before: float | None, after: float | None) -> Iterator[str]:
+    if after is not None:
+        yield f"{what} {after:.3g}" if before is None else f"{what} {before:.3g} → {after:.3g}"
 
 
 def _load_dataset(status: FineTuneJobStatus) -> Iterator[str]:

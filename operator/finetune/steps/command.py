@@ -28,6 +28,9 @@ MODULES = {
 }
 """Each step's module has `run(job: StepJob, layout: Layout) -> StepReport`. Imported when needed: torch is slow."""
 
+DRY_RUNS = {Step.ADD_TOKENS: "finetune.steps.tokens.preview"}
+"""What a step would do, where it can say so without doing it."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one step and return its exit code."""
@@ -40,12 +43,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
     for step, (_, purpose) in MODULES.items():
-        steps.add_parser(step.value, help=purpose, description=purpose)
-    step = Step(parser.parse_args(arguments).step)
+        command = steps.add_parser(step.value, help=purpose, description=purpose)
+        command.set_defaults(dry_run=False)
+        if step in DRY_RUNS:
+            command.add_argument("--dry-run", action="store_true", help="print what would be done, and write nothing")
+    parsed = parser.parse_args(arguments)
+    step = Step(parsed.step)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     layout = Layout.from_environment()
     stop.report_with(lambda: _leave(_stopped(step), layout))
-    report, code = _outcome(step, layout)
+    report, code = _outcome(step, DRY_RUNS[step] if parsed.dry_run else MODULES[step][0], layout)
     _leave(report, layout)
     print(report.model_dump_json(by_alias=True, exclude_none=True), flush=True)
     return code
@@ -64,10 +71,10 @@ def _stopped(step: Step) -> StepReport:
     return StepReport(step=step, error=error)
 
 
-def _outcome(step: Step, layout: Layout) -> tuple[StepReport, ExitCode]:
+def _outcome(step: Step, module: str, layout: Layout) -> tuple[StepReport, ExitCode]:
     try:
         job = _read_job(layout)
-        run: Callable[[StepJob, Layout], StepReport] = importlib.import_module(MODULES[step][0]).run
+        run: Callable[[StepJob, Layout], StepReport] = importlib.import_module(module).run
         return run(job, layout), ExitCode.OK
     except Exception as error:
         failure = failure_of(error)

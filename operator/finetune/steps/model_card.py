@@ -37,6 +37,7 @@ def provenance(job: StepJob, layout: Layout, sha256: str) -> dict[str, Any]:
         "tokens": [
             {"content": record.content, "id": record.id, "init": record.init} for record in read_record(layout.trained)
         ],
+        "reload": json.loads(layout.proof.read_text()) if layout.proof.is_file() else None,
         "dataset": {
             "sources": [source.wire() for source in spec.dataset.sources],
             "maxLength": spec.dataset.max_length,

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from pydantic.alias_generators import to_camel
 
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
+from finetune.api.spec import PROBE_PROMPT
 from finetune.api.status import TokenProbability, TokensStatus
 from finetune.steps.base import base_model
 from finetune.steps.disk import in_words
 from finetune.steps.failure import StepFailure
+from finetune.steps.likelihood import Continuation, Prompts
 from finetune.steps.memory import available_memory
 from finetune.steps.progress import Progress
 from finetune.steps.staging import published
@@ -34,10 +38,15 @@ from finetune.steps.tokens.record import TokenRecord, read_record
 TRANSFORMERS: Any = transformers
 """Its loaders are typed for other uses than these."""
 
-QUESTION = "Why is the sky blue?"
-OLD_TEXT = f"{QUESTION} The quick brown fox jumps over 13 lazy dogs.\nÜber naïve Zeichen: 水, 火."
+OLD_TEXT = "Why is the sky blue? The quick brown fox jumps over 13 lazy dogs.\nÜber naïve Zeichen: 水, 火."
 SHOWN = 16
-"""New tokens whose probability is reported."""
+"""New tokens whose probability is in the status; the proof's file has all."""
+
+COMPARED = 64
+"""New tokens of a small model whose probability is computed in the base model too: each takes two passes."""
+
+READING = 8 << 30
+"""Bytes of weights that these passes may read beyond those for the tokens that are shown."""
 
 OVERHEAD = 1.2
 """Memory of a loaded model over the size of its weights, activations of a short text included."""
@@ -51,6 +60,9 @@ TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 1e-4}
 """How far logits of old tokens may move, relative to the largest: a matrix product of another size sums in another
 order."""
 
+Chances = tuple[float | None, float | None]
+"""The probability of a text right after a user's message, and after the generation prompt that follows it."""
+
 log = logging.getLogger(__name__)
 
 
@@ -58,13 +70,57 @@ class NotProven(Exception):
     """A proof failed; the message says which and where."""
 
 
+@dataclass
+class Proof:
+    """What was proven, in the order in which it was; None where there was nothing to compare or no memory to run it."""
+
+    tokens: int
+    """New tokens, each of which is one id, comes back as its text and has a row."""
+
+    tensors: int
+    """Tensors of the files, loaded strictly; or compared with the architecture's by name and shape only."""
+
+    was_run: bool = False
+    """Whether the model was loaded and gave finite logits."""
+
+    equal_bytes: int | None = None
+    """Bytes of the base model's tensors, all of them found unchanged."""
+
+    equal_states: int | None = None
+    """Hidden states of old text (one for each layer, and the embedding) that equal the base model's bit for bit."""
+
+    moved: float | None = None
+    """How far logits of old tokens moved, relative to the largest: another size of product sums in another order."""
+
+    message: str | None = None
+    """The user's message after which the probabilities are."""
+
+    probabilities: Sequence[TokenProbability] = ()
+
+    def sentence(self) -> str:
+        """The proof in one line."""
+        words = [f"{self.tokens:,} new tokens round-trip"]
+        words.append("loads strictly, finite logits" if self.was_run else f"{self.tensors:,} tensors in their shapes")
+        if self.equal_bytes is not None:
+            words.append(f"{in_words(self.equal_bytes)} of old weights unchanged")
+        if self.equal_states is not None:
+            words.append(f"{self.equal_states} hidden states of old text bit-equal")
+        return ", ".join(words)
+
+    def write(self, path: Path) -> None:
+        """Write the whole proof as JSON."""
+        parts = vars(self) | {"probabilities": [item.wire() for item in self.probabilities]}
+        document = {to_camel(name): value for name, value in parts.items()}
+        path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 @dataclass(frozen=True)
 class Seen:
-    """What a model made of old text: every hidden state, the last logits over old ids, and new tokens' chances."""
+    """What a model made of old text (every hidden state, the last logits over old ids), and what it would say next."""
 
     hidden: Sequence[torch.Tensor]
     logits: torch.Tensor
-    probabilities: Sequence[TokenProbability]
+    chances: Sequence[Chances]
 
 
 def run(job: StepJob, layout: Layout) -> StepReport:
@@ -73,9 +129,10 @@ def run(job: StepJob, layout: Layout) -> StepReport:
     TRANSFORMERS.utils.logging.disable_progress_bar()
     folder = base_model(layout)
     records = read_record(folder)
+    message = job.spec.tokens.probe_prompt if job.spec.tokens else PROBE_PROMPT
     with Progress(Step.RELOAD, "byte") as progress:
         try:
-            probabilities, warnings = _prove(folder, layout.model if records else None, records, progress)
+            proof, warnings = _prove(folder, layout.model if records else None, records, message, progress)
         except NotProven as error:
             raise StepFailure(
                 ExitCode.BAD_DATA,
@@ -84,16 +141,22 @@ def run(job: StepJob, layout: Layout) -> StepReport:
                 "Nothing was trained. Try another base model or other tokens; if both are ordinary, report the model's "
                 "name and the tokens as a fault of the operator.",
             ) from error
-    earlier = (published(folder) or {}).get("warnings", []) if records else []
-    parts = TokensStatus(probabilities=probabilities or None, warnings=[*earlier, *warnings][:16] or None).wire()
-    return StepReport(
-        step=Step.RELOAD, result={key: value for key, value in parts.items() if key in ("probabilities", "warnings")}
-    )
+    if not records:
+        return StepReport(step=Step.RELOAD, result={"warnings": warnings} if warnings else {})
+    proof.write(layout.proof)
+    earlier = (published(folder) or {}).get("warnings", [])
+    parts = TokensStatus(
+        proof=proof.sentence(),
+        probabilities=proof.probabilities[:SHOWN] or None,
+        warnings=[*earlier, *warnings][:16] or None,
+    ).wire()
+    wanted = ("proof", "probabilities", "warnings")
+    return StepReport(step=Step.RELOAD, result={key: value for key, value in parts.items() if key in wanted})
 
 
 def _prove(
-    folder: Path, base: Path | None, records: Sequence[TokenRecord], progress: Progress
-) -> tuple[list[TokenProbability], list[str]]:
+    folder: Path, base: Path | None, records: Sequence[TokenRecord], message: str, progress: Progress
+) -> tuple[Proof, list[str]]:
     checkpoint = read_checkpoint(folder)
     _require_causal_language_model(folder)
     done, total = 0, (3 if base else 1) * checkpoint.size
@@ -104,30 +167,41 @@ def _prove(
         progress.update(min(done, total), total)
 
     tokenizer = TRANSFORMERS.AutoTokenizer.from_pretrained(folder)
+    former = TRANSFORMERS.AutoTokenizer.from_pretrained(base) if base else tokenizer
     new_ids = {record.id for record in records}
     _prove_tokens(tokenizer, records, _vocab_size(folder))
+    proof = Proof(tokens=len(records), tensors=len(checkpoint.tensors))
     if base is not None:
-        _prove_old_text(tokenizer, TRANSFORMERS.AutoTokenizer.from_pretrained(base), records)
+        _prove_old_text(tokenizer, former, records)
         before = read_checkpoint(base)
         matrices = matrices_of(before).names
         for difference in differences(before, checkpoint, matrices, new_ids, count):
             raise NotProven(difference)
+        proof.equal_bytes = sum(tensor.size for tensor in before.tensors.values())
     needed, free = int(checkpoint.size * OVERHEAD) + LIBRARIES, available_memory()
     if needed > free:
         _prove_structure(folder)
-        return [], [
+        return proof, [
             f"loading the model needs {in_words(needed)} of memory, {in_words(free)} are free: its files were checked "
             "tensor by tensor, but it was not run (prepare.resources.limits.memory)"
         ]
     dtype = DTYPES.get(next(iter(checkpoint.tensors.values())).dtype, torch.float32)
     old_ids = torch.tensor([id_ for id_ in range(_vocab_size(base or folder)) if id_ not in new_ids])
-    ids = (TRANSFORMERS.AutoTokenizer.from_pretrained(base) if base else tokenizer)(OLD_TEXT)["input_ids"]
-    seen = _run(folder, dtype, ids, old_ids, tokenizer, records[:SHOWN])
+    ids = former(OLD_TEXT)["input_ids"]
+    prompts = Prompts.of(tokenizer, message)
+    seen = _run(folder, dtype, ids, old_ids, prompts, [[record.id] for record in records])
+    proof.was_run = True
     count(checkpoint.size)
     if base is not None:
-        _prove_equal(_run(base, dtype, ids, old_ids, None, ()), seen, dtype)
+        compared = records[: max(SHOWN, min(COMPARED, READING // checkpoint.size))]
+        pieces = [former.encode(record.content, add_special_tokens=False) for record in compared]
+        was = _run(base, dtype, ids, old_ids, Prompts.of(former, message), pieces)
         count(checkpoint.size)
-    return list(seen.probabilities), []
+        proof.moved = _prove_equal(was, seen, dtype)
+        proof.equal_states = len(seen.hidden)
+        proof.message = message
+        proof.probabilities = list(_probabilities(records, was.chances, seen.chances))
+    return proof, []
 
 
 def _require_causal_language_model(folder: Path) -> None:
@@ -210,52 +284,46 @@ def _run(
     dtype: torch.dtype,
     ids: Sequence[int],
     old_ids: torch.Tensor,
-    tokenizer: Any,
-    records: Sequence[TokenRecord],
+    prompts: Prompts,
+    continuations: Sequence[Sequence[int]],
 ) -> Seen:
     with _loaded(folder, dtype) as model:
         output = model(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False)
         if not bool(torch.isfinite(output.logits).all()):
             raise NotProven(f"{folder.name}/ gives logits that are not finite")
-        chances = _probabilities(model, tokenizer, records) if records else []
         return Seen(
-            [state.clone() for state in output.hidden_states], output.logits[0, -1, old_ids].float().clone(), chances
+            [state.clone() for state in output.hidden_states],
+            output.logits[0, -1, old_ids].float().clone(),
+            _chances(model, prompts, continuations) if continuations else [],
         )
 
 
-def _probabilities(model: Any, tokenizer: Any, records: Sequence[TokenRecord]) -> list[TokenProbability]:
-    """How likely each new token is right after a question, at the two places where templates may put it."""
-    without, with_prompt = _next_token(model, tokenizer, prompt=False), _next_token(model, tokenizer, prompt=True)
+def _chances(model: Any, prompts: Prompts, continuations: Sequence[Sequence[int]]) -> list[Chances]:
+    """How likely each continuation is at the two places where templates may put it; None where it has no ids."""
+    plain = Continuation(model, prompts.plain)
+    generation = None if prompts.generation is None else Continuation(model, prompts.generation)
     return [
-        TokenProbability(
-            token=record.content,
-            without_prompt=_six_digits(without[record.id]),
-            with_prompt=None if with_prompt is None else _six_digits(with_prompt[record.id]),
-        )
-        for record in records
+        (plain.probability(ids), None if generation is None else generation.probability(ids)) if ids else (None, None)
+        for ids in continuations
     ]
 
 
-def _next_token(model: Any, tokenizer: Any, *, prompt: bool) -> Any:
-    if tokenizer.chat_template:
-        messages = [{"role": "user", "content": QUESTION}]
-        encoded: Mapping[str, Any] = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=prompt, return_tensors="pt", return_dict=True
+def _probabilities(
+    records: Sequence[TokenRecord], before: Sequence[Chances], after: Sequence[Chances]
+) -> Iterator[TokenProbability]:
+    for index, record in enumerate(records):
+        was = before[index] if index < len(before) else (None, None)
+        yield TokenProbability(
+            token=record.content,
+            without_prompt=after[index][0],
+            with_prompt=after[index][1],
+            without_prompt_before=was[0],
+            with_prompt_before=was[1],
         )
-    elif prompt:
-        return None
-    else:
-        encoded = tokenizer(QUESTION, return_tensors="pt")
-    logits = model(input_ids=encoded["input_ids"], use_cache=False).logits
-    return torch.softmax(logits[0, -1].double(), dim=-1)
 
 
-def _six_digits(value: torch.Tensor) -> float:
-    return float(f"{value.item():.6g}")
-
-
-def _prove_equal(before: Seen, after: Seen, dtype: torch.dtype) -> None:
-    """The hidden states of old text are equal to the last bit, logits over old ids nearly."""
+def _prove_equal(before: Seen, after: Seen, dtype: torch.dtype) -> float:
+    """The hidden states of old text are equal to the last bit, logits over old ids nearly: by how much they moved."""
     for layer, (old, new) in enumerate(zip(before.hidden, after.hidden, strict=True)):
         if not torch.equal(old, new):
             raise NotProven(f"hidden states of old text differ after layer {layer}")
@@ -264,3 +332,4 @@ def _prove_equal(before: Seen, after: Seen, dtype: torch.dtype) -> None:
         raise NotProven(
             f"logits of old tokens moved by {moved:.2g} of the largest, at most {TOLERANCE[dtype]} is noise"
         )
+    return moved

@@ -121,6 +121,15 @@ def test_tokens_of_a_configmap_are_mounted_where_the_steps_look():
     assert mounts(containers(spec)["add-tokens"])["/etc/finetune-tokens"] is True
 
 
+def test_tokens_of_a_claim_are_mounted_in_the_container_that_reads_them():
+    spec = pod_of(prepare, FineTuneJob().with_spec(tokens={"addFrom": {"uri": "pvc://corpus/terms.txt"}}))
+    assert mounts(containers(spec)["add-tokens"])["/claims/corpus"] is True
+    assert not any("configMap" in item for item in spec["volumes"])
+    assert [item["persistentVolumeClaim"]["claimName"] for item in spec["volumes"] if item["name"] == "claim-0"] == [
+        "corpus"
+    ]
+
+
 def test_the_training_pod_gets_what_the_spec_asks_for():
     job = FineTuneJob().training(
         resources={"limits": {"nvidia.com/gpu": "2", "cpu": "8", "memory": "64Gi"}, "requests": {"cpu": "4"}},

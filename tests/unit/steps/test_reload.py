@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune.api.contract import ExitCode
+from finetune.api.contract import ExitCode, StepReport
 from finetune.steps import reload
 from finetune.steps.failure import StepFailure
 from finetune.steps.staging import publish
 from finetune.steps.tokens import step as add_tokens
+from finetune.steps.tokens.checkpoint import read_checkpoint
 from finetune.steps.tokens.safetensors_file import read_header
 from tests.models import smollm2, tiny
 from tests.unit.steps.jobs import layout, report_of
@@ -50,6 +53,62 @@ def test_an_extended_model_proves_itself(tmp_path: Path, model: dict[str, Any]) 
     assert [chance["token"] for chance in chances] == ["<think>", "myocardial infarction", "café"]
     assert all(0 < chance["withPrompt"] < 1 and 0 < chance["withoutPrompt"] < 1 for chance in chances)
     assert len(report.to_json()) <= 1536
+    layers = 3
+    assert "3 new tokens round-trip, loads strictly, finite logits, " in report.result["proof"]
+    assert report.result["proof"].endswith(f"of old weights unchanged, {layers} hidden states of old text bit-equal")
+    proof = json.loads((tmp_path / "finetune-reload.json").read_text())
+    assert (proof["tokens"], proof["wasRun"], proof["equalStates"]) == (3, True, layers)
+    assert (
+        proof["equalBytes"] == sum(tensor.size for tensor in read_checkpoint(tmp_path / "model").tensors.values())
+        and proof["moved"] <= 2e-2
+    )
+    assert proof["probabilities"] == chances
+
+
+def test_before_is_the_chance_of_the_old_pieces_after_is_that_of_the_new_row(tmp_path: Path) -> None:
+    spec = {"tokens": {"add": [{"content": "<think>"}], "probePrompt": "What is two plus three?"}}
+    report = report_of(reload, extended(tmp_path, spec, dtype="float32"), spec)
+    assert report.result is not None
+    (chance,) = report.result["probabilities"]
+    messages = [{"role": "user", "content": "What is two plus three?"}]
+    for name, key in (("model", "withPromptBefore"), ("prepared", "withPrompt")):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        expected = 1.0
+        for piece in tokenizer.encode("<think>", add_special_tokens=False):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            expected *= float(logits.softmax(-1)[piece])
+            ids = [*ids, piece]
+        assert chance[key] == pytest.approx(expected, rel=2e-3)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "model").encode("<think>")) > 1
+
+
+def test_many_tokens_are_in_the_file_and_some_in_the_status(tmp_path: Path) -> None:
+    spec = {"tokens": {"add": [{"content": f"<{number}>"} for number in range(80)]}}
+    report = report_of(reload, extended(tmp_path, spec), spec)
+    assert report.result is not None and len(report.result["probabilities"]) == 16
+    status = StepReport.from_json(report.to_json())
+    assert status is not None and status.result is not None and status.result["probabilities"]
+    chances = json.loads((tmp_path / "finetune-reload.json").read_text())["probabilities"]
+    assert [chance["token"] for chance in chances] == [f"<{number}>" for number in range(80)]
+    assert all("withPrompt" in chance for chance in chances)
+    assert sum("withPromptBefore" in chance for chance in chances) == reload.COMPARED
+
+
+def test_without_a_chat_template_the_message_is_plain_text(tmp_path: Path) -> None:
+    def make(partial: Path) -> dict[str, Any]:
+        (tiny(partial) / "chat_template.jinja").unlink()
+        return {}
+
+    publish(layout(tmp_path).model, "base", make)
+    report_of(add_tokens, tmp_path, THINK)
+    report = report_of(reload, tmp_path, THINK)
+    assert report.result is not None
+    assert all(
+        set(chance) == {"token", "withoutPrompt", "withoutPromptBefore"} for chance in report.result["probabilities"]
+    )
 
 
 def test_a_job_without_tokens_only_loads_its_model(tmp_path: Path) -> None:
@@ -121,6 +180,8 @@ def test_a_model_larger_than_memory_is_proven_by_structure_and_says_so(
     report = report_of(reload, extended(tmp_path, tied=False), THINK)
     assert report.result is not None and "probabilities" not in report.result
     assert "it was not run" in report.result["warnings"][0]
+    assert "tensors in their shapes" in report.result["proof"] and "bit-equal" not in report.result["proof"]
+    assert json.loads((tmp_path / "finetune-reload.json").read_text())["wasRun"] is False
     overwrite(tmp_path / "prepared/model.safetensors", "lm_head.weight", 5, b"\x01")
     failure(tmp_path)
 

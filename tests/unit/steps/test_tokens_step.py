@@ -69,7 +69,8 @@ def rows(workspace: Path, first: int, last: int) -> Floats:
 
 
 def test_the_report_counts_tokens_and_rows(workspace: Path) -> None:
-    assert result(workspace, add("<think>", "<|im_end|>", padToMultipleOf=1)) == {
+    present = {"content": "<|im_end|>", "special": True}
+    assert result(workspace, add("<think>", present, padToMultipleOf=1)) == {
         "added": 1,
         "alreadyPresent": 1,
         "vocabularySize": 385,
@@ -84,6 +85,11 @@ def test_rows_never_shrink(tmp_path: Path) -> None:
     publish(layout(tmp_path).model, "base", lambda partial: {"made": str(tiny(partial, padding=200))})
     counted = result(tmp_path, add("<think>"))
     assert (counted["embeddingRows"], counted["vocabularySize"]) == (584, 385)
+
+
+def test_a_token_that_is_there_as_another_kind_is_said_to_stay_so(workspace: Path) -> None:
+    (warning,) = result(workspace, add("<|im_end|>"))["warnings"]
+    assert warning == "'<|im_end|>' is there already as a special token: decoding with skip_special_tokens hides it"
 
 
 def test_when_all_tokens_are_there_the_model_is_taken_as_it_is(workspace: Path) -> None:
@@ -114,7 +120,7 @@ def test_tokens_come_from_plain_lines_and_pieces(workspace: Path) -> None:
         ("one\n   \n", "line 2 of ConfigMap terms, key terms.txt: the token '   ' is only white space"),
         ("one\ntwo\none\n", "line 3 of ConfigMap terms, key terms.txt: 'one' was asked for already in line 1"),
         ("one\n" + "x" * 600, "line 2 of ConfigMap terms, key terms.txt: the token 'xxxxxxxx"),
-        ("one\n" + "x" * 1_000_000, "has 1000000 characters"),
+        ("one\n" + "x" * 1_000_000, "has 1,000,000 characters"),
         ("a\tb\n", "the control character U+0009"),
         ("one\u0000\n", "the control character U+0000"),
         ('{"piece": 3}\n', "the piece '3' is not a string"),
@@ -129,11 +135,55 @@ def test_a_bad_line_is_named_with_its_number(workspace: Path, lines: str, words:
     assert words in failure.error.message
 
 
-def test_a_list_that_is_not_utf8_or_too_long_is_refused(workspace: Path) -> None:
-    (workspace / "tokens.txt").write_bytes(b"one\n\xff\xfe\n")
-    assert "not UTF-8 at byte 4" in refusal(workspace, add(addFrom=FROM)).error.message
-    (workspace / "tokens.txt").write_text("\n".join(f"token{number}" for number in range(200_000)))
-    assert "more than 100000 tokens" in refusal(workspace, add(addFrom=FROM)).error.message
+def test_a_list_that_is_too_long_is_refused(workspace: Path) -> None:
+    (workspace / "tokens.txt").write_text("\n".join(f"token{number}" for number in range(200_001)))
+    assert "more than 200,000 tokens" in refusal(workspace, add(addFrom=FROM)).error.message
+    with (workspace / "tokens.txt").open("wb") as file:
+        file.truncate(65 << 20)
+    assert "65.0 MiB, at most 64.0 MiB" in refusal(workspace, add(addFrom=FROM)).error.message
+
+
+def test_all_problems_are_told_at_once_with_their_lines(workspace: Path) -> None:
+    lines = [b"fine", b"", b"caf\xe9", b"   ", b"fine", b"a\tb", b"ok"] + [b""] * 20
+    (workspace / "tokens.txt").write_bytes(b"\n".join(lines))
+    error = refusal(workspace, add("<think>", "bad\x07bell", addFrom=FROM)).error
+    assert error.message.startswith(
+        "spec.tokens: 25 of the tokens cannot be added, the first 10: "
+        "spec.tokens.add[1].content: the token 'bad\\x07bell' contains the control character U+0007; "
+        "line 2: the token is empty; line 3: not UTF-8 at its byte 4 (0xE9); "
+        "line 4: the token '   ' is only white space; line 5: 'fine' was asked for already in line 1; "
+        "line 6: the token 'a\\tb' contains the control character U+0009; line 8: the token is empty; "
+    )
+    assert "line 11: " in error.message and "line 12: " not in error.message
+    assert "Save the list as UTF-8." in error.hint and "Ask for each token once." in error.hint
+
+
+def test_a_sentencepiece_vocabulary_is_read_as_such(workspace: Path) -> None:
+    rows = ["<unk>\t0", "<s>\t0", "<0x0A>\t0", "▁cardiac\t-7.25", "ology\t-9", "▁ECG▁lead\t-1e-05"]
+    (workspace / "tokens.txt").write_text("\n".join([*rows, '{"piece": "▁心筋"}']) + "\n", encoding="utf-8")
+    assert result(workspace, add(addFrom=FROM))["added"] == 4
+    contents = [record.content for record in read_record(workspace / "prepared")]
+    assert contents == [" cardiac", "ology", " ECG lead", " 心筋"]
+
+
+def test_a_list_may_lie_in_a_claim(workspace: Path) -> None:
+    path = workspace / "claims/corpus/terms.txt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\xef\xbb\xbfone\ntwo\n")
+    assert result(workspace, add(addFrom={"uri": "pvc://corpus/terms.txt"}))["added"] == 2
+    (workspace / "prepared").rename(workspace / "done")
+    path.write_text("one\n\n")
+    message = refusal(workspace, add(addFrom={"uri": "pvc://corpus/terms.txt"})).error.message
+    assert message == "line 2 of pvc://corpus/terms.txt: the token is empty"
+    failure = refusal(workspace, add(addFrom={"uri": "pvc://corpus/none.txt"}))
+    assert (failure.code, failure.error.reason) == (ExitCode.NO_INPUT, "TokensNotFound")
+
+
+@pytest.mark.slow
+def test_two_hundred_thousand_tokens_are_added(workspace: Path) -> None:
+    (workspace / "tokens.txt").write_text("\n".join(f"naïve{number}" for number in range(200_000)), encoding="utf-8")
+    outcome = outcome_of("add-tokens", workspace, add(addFrom=FROM))
+    assert (outcome.code, outcome.result["added"]) == (0, 200_000), outcome.log[-2000:]
 
 
 def test_a_missing_list_is_named(workspace: Path) -> None:
@@ -222,15 +272,16 @@ def test_a_covariance_beyond_the_memory_is_refused(workspace: Path, monkeypatch:
 def test_a_stale_vocabulary_is_left_out_and_every_list_knows_the_tokens(workspace: Path) -> None:
     model = workspace / "model"
     (model / "tokenizer.model").write_bytes(b"sentencepiece")
+    (model / "old.tiktoken").write_bytes(b"IQ== 0\n")
     (model / "added_tokens.json").write_text('{"<|im_end|>": 2}')
     settings = json.loads((model / "tokenizer_config.json").read_text())
     special = {"content": "<|im_end|>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     settings["added_tokens_decoder"] = {"2": special | {"special": True}}
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
-    (warning,) = result(workspace, add("<think>"))["warnings"]
-    assert "tokenizer.model was left out" in warning
+    warnings = result(workspace, add("<think>"))["warnings"]
+    assert [warning.partition(" was left out")[0] for warning in warnings] == ["old.tiktoken", "tokenizer.model"]
     prepared = workspace / "prepared"
-    assert not (prepared / "tokenizer.model").exists()
+    assert not (prepared / "tokenizer.model").exists() and not (prepared / "old.tiktoken").exists()
     assert json.loads((prepared / "added_tokens.json").read_text()) == {"<|im_end|>": 2, "<think>": 384}
     decoder = json.loads((prepared / "tokenizer_config.json").read_text())["added_tokens_decoder"]
     assert decoder["384"] == special | {"content": "<think>", "special": False}
@@ -241,7 +292,7 @@ def test_tokens_that_only_tokenizer_config_knows_keep_their_ids(workspace: Path)
     settings = json.loads(path.read_text())
     settings["added_tokens_decoder"] = {"384": {"content": "<pad>", "special": True}}
     path.write_text(json.dumps(settings))
-    counted = result(workspace, add("<pad>", "<think>"))
+    counted = result(workspace, add({"content": "<pad>", "special": True}, "<think>"))
     assert (counted["alreadyPresent"], counted["vocabularySizeBefore"]) == (1, 385)
     assert "only 384 rows" in counted["warnings"][0]
     assert [record.id for record in read_record(workspace / "prepared")] == [385]

@@ -4,56 +4,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from finetune.api.spec import NewToken
 from finetune.steps.tokens.byte_level import any_of, keep_decodable
 from finetune.steps.tokens.vocabulary import Collision, Vocabulary
 from tests.models import CORPUS, tiny
-
-
-@cache
-def byte_level() -> str:
-    return (tiny(Path(mkdtemp())) / "tokenizer.json").read_text()
-
-
-@cache
-def byte_fallback() -> str:
-    """As in Llama 2: a space marker, and bytes for what the vocabulary lacks."""
-    alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=["<unk>", "<s>", "</s>", *alphabet], show_progress=False
-    )
-    tokenizer.train_from_iterator([line.replace(" ", "▁") for line in CORPUS.splitlines()], trainer)
-    return str(tokenizer.to_str())
-
-
-@cache
-def unigram() -> str:
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=200, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS.splitlines(), trainer)
-    return str(tokenizer.to_str())
-
-
-KINDS = {"byte-level": byte_level, "byte-fallback": byte_fallback, "unigram": unigram}
+from tests.vocabularies import KINDS, byte_level
 
 texts = st.text(st.characters(exclude_categories=("Cc", "Cs", "Cn", "Co")), min_size=1, max_size=12).filter(
     lambda text: text.strip()
@@ -61,7 +24,7 @@ texts = st.text(st.characters(exclude_categories=("Cc", "Cs", "Cn", "Co")), min_
 words = st.one_of(texts, st.sampled_from(["café", "é", "naïve", "Müller", "<think>", "the", " the", "a b", "Ġ", "▁x"]))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["byte-level", "byte-fallback", "unigram"])
 @given(contents=st.lists(words, min_size=1, max_size=12, unique=True), special=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_any_tokens_get_ids_in_order_and_come_back(kind: str, contents: list[str], special: bool) -> None:

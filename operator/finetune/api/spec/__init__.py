@@ -34,6 +34,7 @@ from finetune.api.spec.job import (
 )
 from finetune.api.spec.tokens import (
     MAX_TOKENS,
+    PROBE_PROMPT,
     ConfigMapKey,
     LearnTokens,
     MeanOf,
@@ -64,6 +65,7 @@ from finetune.api.spec.training import (
 
 __all__ = [
     "MAX_TOKENS",
+    "PROBE_PROMPT",
     "AccessMode",
     "Cache",
     "Checkpoint",

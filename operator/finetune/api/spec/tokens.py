@@ -7,10 +7,13 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from finetune.api.schema import NO_PARENT, DatasetUri, Matching, Model, Name, keyed_by, rules
+from finetune.api.schema import NO_PARENT, DatasetUri, FileUri, Matching, Model, Name, keyed_by, rules
 
 MAX_TOKENS = 2_000
 """Tokens that one spec may list; longer lists go into a ConfigMap (`tokens.addFrom`)."""
+
+
+PROBE_PROMPT = "Why is the sky blue?"
 
 
 class MeanOf(StrEnum):
@@ -95,10 +98,18 @@ class NewToken(Model):
         description="Register as a special token: decoding with skip_special_tokens hides it. "
         "Leave false for markers that the model shall emit visibly.",
     )
-    lstrip: bool = Field(False, description="The token also swallows white space on its left.")
-    rstrip: bool = Field(False, description="The token also swallows white space on its right.")
+    lstrip: bool = Field(
+        False, description="The token also swallows white space on its left, which decoding does not bring back."
+    )
+    rstrip: bool = Field(
+        False, description="The token also swallows white space on its right, which decoding does not bring back."
+    )
     single_word: bool = Field(False, description="Match only where no letter or digit adjoins.")
-    normalized: bool = Field(False, description="Match after the tokenizer's normalizer instead of before it.")
+    normalized: bool = Field(
+        False,
+        description="Match after the tokenizer's normalizer instead of before it: a lower-casing tokenizer then finds "
+        "the token in any case.",
+    )
 
 
 class ConfigMapKey(Model):
@@ -111,9 +122,18 @@ class ConfigMapKey(Model):
 
 
 class TokensFrom(Model):
-    """Tokens kept outside the spec."""
+    """Tokens kept outside the spec: plain lines, lines of {"piece": "..."}, or of a piece, a tab and its score."""
 
-    config_map: ConfigMapKey = Field(description='Plain lines, or lines of {"piece": "..."} as vocabulary files have.')
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("has(self.configMap) != has(self.uri)", "addFrom takes exactly one of configMap and uri")
+        )
+    )
+
+    config_map: ConfigMapKey | None = Field(None, description="A list of up to 1 MiB.")
+    uri: FileUri | None = Field(
+        None, description="A longer list: pvc://CLAIM/PATH.", json_schema_extra=rules(NO_PARENT)
+    )
 
 
 class TokenSource(Model):
@@ -155,7 +175,7 @@ class Tokens(Model):
         max_length=MAX_TOKENS,
         json_schema_extra=keyed_by("content"),
     )
-    add_from: TokensFrom | None = Field(None, description="A longer list, kept in a ConfigMap.")
+    add_from: TokensFrom | None = Field(None, description="A longer list, in a ConfigMap or a file.")
     learn: LearnTokens | None = Field(None, description="Learn the tokens from a corpus.")
     init: TokenInit | None = Field(
         None, description="How new rows start where the token does not say; the mean of its pieces when absent."
@@ -165,4 +185,11 @@ class Tokens(Model):
         description="Round the number of embedding rows up to a multiple of this (tensor cores like 64).",
         ge=1,
         le=1024,
+    )
+    probe_prompt: str = Field(
+        PROBE_PROMPT,
+        description="A user's message. How likely the new tokens are right after it, before and after, is measured "
+        "and reported: it shows whether copyOf names a token that is likely where the new one is wanted.",
+        min_length=1,
+        max_length=4096,
     )

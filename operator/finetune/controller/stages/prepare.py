@@ -23,8 +23,10 @@ def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dic
     resources = spec.prepare.resources
     secrets = [credential.secret_name for credential in spec.credentials or ()]
     model, dataset = claims_of(spec.model.uri), claims_of(*(source.uri for source in spec.dataset.sources))
+    source = spec.tokens.add_from if spec.tokens else None
+    tokens = claims_of(source.uri if source else None)
     output = claims_of(spec.output.uri if spec.output else None)
-    claims = tuple(dict.fromkeys((*model, *dataset, *output)))
+    claims = tuple(dict.fromkeys((*model, *dataset, *tokens, *output)))
     hub = pod.hub_environment(settings)
     further = pod.claim_volumes(claims)
     init = [
@@ -38,8 +40,8 @@ def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dic
         )
     ]
     if spec.tokens:
-        mounts = []
-        if source := spec.tokens.add_from:
+        mounts = pod.claim_mounts(claims, tokens, read_only=True)
+        if source and source.config_map:
             file = Layout().tokens_file
             items = [{"key": source.config_map.key, "path": file.name}]
             further.append({"name": "tokens", "configMap": {"name": source.config_map.name, "items": items}})

@@ -43,6 +43,14 @@ def any_of(words: list[str]) -> str:
     return re.escape(prefix) + tail
 
 
+def bytes_shown(name: str) -> str:
+    """The bytes that a byte-level token's name stands for, as <0xE6><0x96>; other names as they are."""
+    byte_of = {character: byte for byte, character in _alphabet().items()}
+    if not set(name) <= set(byte_of):
+        return name
+    return "".join(f"<0x{byte_of[character]:02X}>" for character in name)
+
+
 def _misread(content: str) -> bool:
     return not content.isascii() and set(content) <= set(_alphabet().values())
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from finetune.steps.tokens.conversion import SENTENCEPIECE, TIKTOKEN
 from finetune.steps.tokens.vocabulary import TOKENIZER, Added
 
-STALE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer_object.json", "tekken.json")
+STALE = (*SENTENCEPIECE, *TIKTOKEN, "tokenizer_object.json")
 """Vocabularies in other forms. They do not know the new tokens, and some loaders prefer them to tokenizer.json."""
 
 WEIGHTS = (".safetensors", ".safetensors.index.json")
@@ -45,7 +46,7 @@ def write_beside_weights(
     `generic_class` names the tokenizer class that takes tokenizer.json as it is: some classes build a decoder of
     their own.
     """
-    left_out = [name for name in STALE if (source / name).is_file()]
+    left_out = sorted(path.name for pattern in STALE for path in source.glob(pattern) if path.is_file())
     for path in _others(source, left_out):
         shutil.copyfile(path, target / path.name)
     for folder in source.iterdir():

@@ -66,7 +66,9 @@ def make_plan(
         )
     inits: dict[int, Init] = {}
     equal: dict[Init, list[str]] = defaultdict(list)
-    records, warnings = [], []
+    records: list[TokenRecord] = []
+    warnings = list(vocabulary.of_another_kind(item.token for item in requested if item.content in present))
+    warnings += vocabulary.needless(added)
     for item in added:
         source = sources[item.token.content]
         init, described = _init(item, source, (seed, item.id))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class TokenRecord:
 
 def write_record(folder: Path, records: Iterable[TokenRecord]) -> None:
     """Write one line for each token."""
-    lines = (json.dumps(asdict(record), ensure_ascii=False) for record in records)
+    lines = (json.dumps(vars(record), ensure_ascii=False) for record in records)
     (folder / FILE).write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
 
 

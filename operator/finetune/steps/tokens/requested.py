@@ -1,22 +1,43 @@
-"""The tokens that a job asks for, from `spec.tokens.add` and from the mounted ConfigMap, checked one by one."""
+"""The tokens that a job asks for, from `spec.tokens.add` and from a list kept elsewhere, checked one by one.
+
+A list may be plain lines, objects with a `piece`, or the piece and score of a sentencepiece `.vocab` file. Whatever is
+wrong with any of them is found in one go: nobody mends a thousand lines one failed job at a time.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.api.contract import ExitCode
-from finetune.api.spec import NewToken, TokenInit, Tokens
+from finetune.api.contract import ExitCode, Layout
+from finetune.api.spec import NewToken, TokenInit, Tokens, TokensFrom
+from finetune.steps.disk import in_words
 from finetune.steps.failure import StepFailure
 
 MAX_LENGTH = 512
 """Characters of a token, as in the CRD."""
 
-MAX_TOKENS = 100_000
+MAX_TOKENS = 200_000
 """Tokens of a job. An embedding with more new rows than that is a new vocabulary, not an extension."""
+
+MAX_BYTES = 64 << 20
+"""Size of a list: it is held in memory."""
+
+LISTED = 10
+"""Problems that a failure tells; the others it counts."""
+
+SCORED = re.compile(r"(.*)\t-?\d+(?:\.\d+)?(?:e-?\d+)?")
+"""A line of a sentencepiece `.vocab` file: a piece, a tab, the logarithm of its probability."""
+
+CONTROLS = re.compile(r"<unk>|<s>|</s>|<pad>|<0x[0-9A-F]{2}>")
+"""What such a file lists besides text: control symbols and bytes, of which every model has its own."""
+
+SPACE = "▁"
+"""How sentencepiece writes a space in a piece."""
 
 
 @dataclass(frozen=True)
@@ -37,81 +58,156 @@ class Requested:
         return default, "spec.tokens.init"
 
 
-def requested_tokens(tokens: Tokens, file: Path) -> list[Requested]:
-    """All tokens, in the order of the spec and then of the file.
+class _Unusable(ValueError):
+    """This cannot be a token; the remedy comes with it."""
 
-    Raises StepFailure naming field or line for what is empty, blank, over-long, repeated or has control characters.
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+@dataclass
+class _Collection:
+    """What was read so far: tokens, the places of their texts, and what was wrong."""
+
+    found: list[Requested] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
+    problems: list[tuple[str, _Unusable]] = field(default_factory=list)
+
+    def take(self, place: str, token: NewToken, short: str) -> None:
+        """Add a token unless something is wrong with its text; `short` is what problems of others call its place."""
+        _check(token.content)
+        if (former := self.places.get(token.content)) is not None:
+            raise _Unusable(f"{_shown(token.content)} was asked for already in {former}", "Ask for each token once.")
+        self.places[token.content] = short
+        self.found.append(Requested(token, place))
+        if len(self.found) > MAX_TOKENS:
+            raise _invalid("spec.tokens", f"more than {MAX_TOKENS:,} tokens", "Add fewer tokens.")
+
+    def result(self) -> list[Requested]:
+        """The tokens, or everything that is wrong as one StepFailure."""
+        if not self.problems:
+            return self.found
+        listed = self.problems[:LISTED]
+        text = "; ".join(f"{place}: {problem}" for place, problem in listed)
+        if (count := len(self.problems)) > 1:
+            which = f", the first {LISTED}" if count > LISTED else ""
+            text = f"spec.tokens: {count:,} of the tokens cannot be added{which}: {text}"
+        raise StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "InvalidToken",
+            text,
+            " ".join(dict.fromkeys(problem.remedy for _, problem in listed)),
+        )
+
+
+def requested_tokens(tokens: Tokens, layout: Layout) -> list[Requested]:
+    """All tokens, in the order of the spec and then of the list.
+
+    Raises StepFailure naming field or line for what is empty, blank, over-long, repeated, not UTF-8, or has control
+    characters.
     """
-    found: list[Requested] = []
-    places: dict[str, str] = {}
-    for requested in _all(tokens, file):
-        if (former := places.get(requested.content)) is not None:
-            raise _invalid(requested.place, f"{requested.content!r} was asked for already in {former}", "Remove one.")
-        places[requested.content] = requested.place
-        found.append(requested)
-        if len(found) > MAX_TOKENS:
-            raise _invalid("spec.tokens", f"more than {MAX_TOKENS} tokens", "Add fewer tokens.")
-    return found
-
-
-def _all(tokens: Tokens, file: Path) -> Iterator[Requested]:
+    collection = _Collection()
     for index, token in enumerate(tokens.add or ()):
         place = f"spec.tokens.add[{index}]"
-        _check(token.content, f"{place}.content")
-        yield Requested(token, place)
+        try:
+            collection.take(place, token, place)
+        except _Unusable as problem:
+            collection.problems.append((f"{place}.content", problem))
     if tokens.add_from is not None:
-        source = tokens.add_from.config_map
-        for number, content in _lines(file, f"spec.tokens.addFrom (ConfigMap {source.name}, key {source.key})"):
-            place = f"line {number} of ConfigMap {source.name}, key {source.key}"
-            _check(content, place)
-            yield Requested(NewToken.model_validate({"content": content}), place)
+        name, path = _list(tokens.add_from, layout)
+        for number, line in _lines(path, name):
+            short, place = f"line {number}", f"line {number} of {name}"
+            try:
+                content = _content(line)
+                if content is not None:
+                    collection.take(place, NewToken.model_construct(content=content), short)
+            except _Unusable as problem:
+                # the list is named once, or a message about several lines would hold little else
+                collection.problems.append((short if collection.problems else place, problem))
+    return collection.result()
 
 
-def _lines(file: Path, field: str) -> Iterator[tuple[int, str]]:
-    """Line numbers and contents: plain lines, or JSON objects with a `piece`."""
+def _list(source: TokensFrom, layout: Layout) -> tuple[str, Path]:
+    """How to call the list, and where it is mounted."""
+    if source.config_map is not None:
+        return f"ConfigMap {source.config_map.name}, key {source.config_map.key}", layout.tokens_file
+    assert source.uri is not None  # one of the two, says the CRD
+    return source.uri, layout.claim_path(source.uri)
+
+
+def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of a list, without their ends, numbered from 1."""
     try:
-        text = file.read_bytes().decode("utf-8")
-    except FileNotFoundError as error:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise _invalid(
+                f"spec.tokens.addFrom ({name})",
+                f"the list has {in_words(size)}, at most {in_words(MAX_BYTES)} are read",
+                "Give a list of tokens, not a corpus; a corpus goes into spec.tokens.learn.",
+            )
+        data = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise StepFailure(
             ExitCode.NO_INPUT,
             "TokensNotFound",
-            f"{field}: there is no file {file}",
-            "Check the ConfigMap's name and key in spec.tokens.addFrom.",
+            f"spec.tokens.addFrom ({name}): there is no file {path}",
+            "Check the names in spec.tokens.addFrom.",
         ) from error
-    except UnicodeDecodeError as error:
-        raise _invalid(field, f"not UTF-8 at byte {error.start}", "Save the list as UTF-8.") from error
-    lines = text.removesuffix("\n").split("\n") if text else []
+    lines = data.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n") if data else []
     for number, line in enumerate(lines, start=1):
-        content = line.removesuffix("\r")
-        yield number, _piece(content, f"{field}, line {number}") if content.startswith('{"') else content
+        yield number, line.removesuffix(b"\r")
 
 
-def _piece(line: str, place: str) -> str:
+def _content(line: bytes) -> str | None:
+    """The text of the token that a line asks for; None for a control symbol of a `.vocab` file."""
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        what = f"not UTF-8 at its byte {error.start + 1} (0x{line[error.start]:02X})"
+        raise _Unusable(what, "Save the list as UTF-8.") from error
+    if text.startswith('{"'):
+        return _piece(text).replace(SPACE, " ")
+    if scored := SCORED.fullmatch(text):
+        piece = scored.group(1)
+        return None if CONTROLS.fullmatch(piece) else piece.replace(SPACE, " ")
+    return text
+
+
+def _piece(line: str) -> str:
     try:
         piece = json.loads(line)["piece"]
     except (ValueError, KeyError, RecursionError) as error:
-        raise _invalid(place, f"{line[:80]!r} is not an object with a piece", 'Write {"piece": "..."}.') from error
+        raise _Unusable(f"{_shown(line)} is not an object with a piece", 'Write {"piece": "..."}.') from error
     if not isinstance(piece, str):
-        raise _invalid(place, f"the piece {str(piece)[:80]!r} is not a string", 'Write {"piece": "..."}.')
+        raise _Unusable(f"the piece {str(piece)[:32]!r} is not a string", 'Write {"piece": "..."}.')
     return piece
 
 
-def _check(content: str, place: str) -> None:
+def _check(content: str) -> None:
     if not content:
-        raise _invalid(place, "the token is empty", "Remove it or write its text.")
-    if not content.strip():
-        raise _invalid(place, f"the token {content[:MAX_LENGTH]!r} is only white space", "Remove it or write its text.")
+        raise _Unusable("the token is empty", "Remove it or write its text.")
     if len(content) > MAX_LENGTH:
-        raise _invalid(
-            place, f"the token {content[:32]!r}... has {len(content)} characters", f"At most {MAX_LENGTH} are possible."
+        raise _Unusable(
+            f"the token {_shown(content)} has {len(content):,} characters", f"At most {MAX_LENGTH} are possible."
         )
+    if not content.strip():
+        raise _Unusable(f"the token {_shown(content)} is only white space", "Remove it or write its text.")
     for character in content:
-        if unicodedata.category(character) in ("Cc", "Cs"):
-            raise _invalid(
-                place,
-                f"the token {content!r} contains the control character U+{ord(character):04X}",
+        if unicodedata.category(character) in ("Cc", "Cs") or _is_noncharacter(ord(character)):
+            raise _Unusable(
+                f"the token {_shown(content)} contains the control character U+{ord(character):04X}",
                 "Remove the character: text that people write does not contain it.",
             )
+
+
+def _is_noncharacter(code: int) -> bool:
+    """Code points that Unicode keeps out of all text (and byte_level.MARK is one)."""
+    return 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= 32 else f"{text[:32]!r}..."
 
 
 def _invalid(place: str, message: str, hint: str) -> StepFailure:

@@ -15,8 +15,8 @@ from finetune.steps.failure import StepFailure
 from finetune.steps.memory import require_memory
 from finetune.steps.progress import Progress
 from finetune.steps.staging import inputs_of, publish
-from finetune.steps.tokens.architectures import NotEditable, matrices_of
-from finetune.steps.tokens.checkpoint import NoSafetensors, read_checkpoint
+from finetune.steps.tokens.architectures import Matrices, NotEditable, matrices_of
+from finetune.steps.tokens.checkpoint import Checkpoint, NoSafetensors, read_checkpoint
 from finetune.steps.tokens.config import write_beside_weights
 from finetune.steps.tokens.copying import take_file
 from finetune.steps.tokens.editor import columns_of, extend, extended_size
@@ -35,44 +35,44 @@ def run(job: StepJob, layout: Layout) -> StepReport:
     tokens = job.spec.tokens
     if tokens is None:
         return StepReport(step=Step.ADD_TOKENS, result=TokensStatus().wire())
-    if tokens.learn is not None:
+    requested = asked_for(job, layout)
+    inputs = {
+        "model": inputs_of(layout.model),
+        "tokens": [item.token.wire() for item in requested],
+        "init": tokens.init and tokens.init.wire(),
+        "padToMultipleOf": tokens.pad_to_multiple_of,
+        "seed": job.spec.training.seed if draws(requested, tokens.init) else None,
+    }
+    with Progress(Step.ADD_TOKENS, "byte") as progress:
+        result = publish(layout.prepared, inputs, lambda partial: add_tokens(job, layout, partial, requested, progress))
+    result.pop("reused", None)
+    return StepReport(step=Step.ADD_TOKENS, result=result)
+
+
+def asked_for(job: StepJob, layout: Layout) -> list[Requested]:
+    """The tokens that the job wants, checked; raises StepFailure for what is wrong with them."""
+    if job.spec.tokens is None:
+        return []
+    if job.spec.tokens.learn is not None:
         raise StepFailure(
             ExitCode.BAD_CONFIGURATION,
             "NotImplemented",
             "spec.tokens.learn: learning a vocabulary is not implemented yet",
             "List the tokens in spec.tokens.add or spec.tokens.addFrom.",
         )
-    requested = requested_tokens(tokens, layout.tokens_file)
-    seed = job.spec.training.seed
-    inputs = {
-        "model": inputs_of(layout.model),
-        "tokens": [item.token.wire() for item in requested],
-        "init": tokens.init and tokens.init.wire(),
-        "padToMultipleOf": tokens.pad_to_multiple_of,
-        "seed": seed if draws(requested, tokens.init) else None,
-    }
-    with Progress(Step.ADD_TOKENS, "byte") as progress:
-        result = publish(
-            layout.prepared,
-            inputs,
-            lambda partial: add_tokens(layout.model, partial, tokens, requested, progress, seed),
-        )
-    result.pop("reused", None)
-    return StepReport(step=Step.ADD_TOKENS, result=result)
+    return requested_tokens(job.spec.tokens, layout)
 
 
-def add_tokens(
-    model: Path, target: Path, tokens: Tokens, requested: Sequence[Requested], progress: Progress, seed: int = 0
-) -> dict[str, Any]:
-    """Write the model in `model` with further tokens into the folder `target` and return a TokensStatus's wire form.
-
-    Raises StepFailure for whatever the user has to change: tokens, model, size of the workspace.
-    """
+def planned(job: StepJob, layout: Layout, requested: Sequence[Requested]) -> tuple[Checkpoint, Matrices, Plan]:
+    """What is to be done to the model; raises StepFailure for whatever the user has to change about model or tokens."""
+    tokens, model = job.spec.tokens or Tokens(add=[]), layout.model
     try:
         checkpoint = read_checkpoint(model)
         matrices = matrices_of(checkpoint)
         vocabulary = Vocabulary.read(model)
-        plan = make_plan(vocabulary, matrices, requested, tokens.init, tokens.pad_to_multiple_of, seed)
+        plan = make_plan(
+            vocabulary, matrices, requested, tokens.init, tokens.pad_to_multiple_of, job.spec.training.seed
+        )
     except (NotEditable, NoSafetensors) as error:
         raise StepFailure(
             ExitCode.BAD_CONFIGURATION,
@@ -94,10 +94,21 @@ def add_tokens(
             f"spec.model: {error}",
             "Replace the model's file, delete and apply the job anew.",
         ) from error
+    return checkpoint, matrices, plan
+
+
+def add_tokens(
+    job: StepJob, layout: Layout, target: Path, requested: Sequence[Requested], progress: Progress
+) -> dict[str, Any]:
+    """Write the model with its further tokens into the folder `target` and return a TokensStatus's wire form.
+
+    Raises StepFailure for whatever the user has to change: tokens, model, size of the workspace.
+    """
+    checkpoint, matrices, plan = planned(job, layout, requested)
     _log(plan)
     size = extended_size(checkpoint, matrices, plan.rows)
     if not plan.added:
-        _take_all(model, target)
+        _take_all(layout.model, target)
         return _status(plan, matrices.rows, []).wire()
     if any(isinstance(init, Normal) for init in plan.inits.values()):
         columns = max(columns_of(checkpoint.tensors[name]) for name in matrices.names)
@@ -112,7 +123,7 @@ def add_tokens(
     with room_for(target, size, "the model with its new tokens"):
         extend(checkpoint, matrices, plan.rows, plan.inits, plan.trained_rows, target, count)
         stale = write_beside_weights(
-            model, target, vocabulary.tokenizer, plan.added, plan.rows, generic_class=bool(plan.mended)
+            layout.model, target, plan.vocabulary.tokenizer, plan.added, plan.rows, generic_class=bool(plan.mended)
         )
         write_record(target, plan.records)
     warnings = [f"{name} was left out: it does not know the new tokens, tokenizer.json does" for name in stale]

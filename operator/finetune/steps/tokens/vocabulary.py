@@ -17,6 +17,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from finetune.api.spec import NewToken
+from finetune.steps.tokens.byte_level import bytes_shown
+from finetune.steps.tokens.conversion import NotConvertible, converted
 
 TOKENIZER = "tokenizer.json"
 UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
@@ -58,18 +60,15 @@ class Vocabulary:
 
     @classmethod
     def read(cls, folder: Path) -> Vocabulary:
-        """The tokenizer of a checkpoint; raises InvalidVocabulary when tokenizer.json is absent or not one.
+        """The tokenizer of a checkpoint; raises InvalidVocabulary when there is none that is known to be right.
 
         Tokens that only tokenizer_config.json or added_tokens.json knows are put in, as transformers does.
         """
         path = folder / TOKENIZER
-        if not path.is_file():
-            raise InvalidVocabulary(
-                "the model has no tokenizer.json; convert its tokenizer once with transformers "
-                "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
-            )
         try:
-            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else converted(folder)
+        except NotConvertible as error:
+            raise InvalidVocabulary(str(error)) from error
         except Exception as error:
             raise InvalidVocabulary(f"tokenizer.json cannot be read: {error}") from error
         tokenizer.no_padding()
@@ -95,6 +94,24 @@ class Vocabulary:
                 found[content] = ids[0]
         return found
 
+    def of_another_kind(self, tokens: Iterable[NewToken]) -> Iterator[str]:
+        """Sentences about tokens that are there already, special where an ordinary one is asked for or the reverse.
+
+        They are left as they are: other things than this job may rely on it.
+        """
+        present = {token.content: token for token in self.tokenizer.get_added_tokens_decoder().values()}
+        for token in tokens:
+            former = present.get(token.content)
+            if former is not None and former.special and not token.special:
+                yield (
+                    f"{token.content!r} is there already as a special token: decoding with skip_special_tokens hides it"
+                )
+            elif former is not None and token.special and not former.special:
+                yield (
+                    f"{token.content!r} is there already as an ordinary token: "
+                    "decoding with skip_special_tokens shows it"
+                )
+
     def encode(self, text: str) -> list[int]:
         """Ids without the tokens that a template adds."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
@@ -106,6 +123,14 @@ class Vocabulary:
         wanted = content.casefold()
         near += [name for name in self._names.values() if name.casefold().lstrip("Ġ▁") == wanted and name not in near]
         return near[:3]
+
+    def text_of(self, id_: int) -> str:
+        """A token's text for people: spaces as they are, bytes that are no whole character as <0xE6>."""
+        name = self._names.get(id_, "")
+        text = self.tokenizer.decode([id_], skip_special_tokens=False)
+        if "▁" in name:
+            return name.replace("▁", " ")
+        return bytes_shown(name) if "\ufffd" in text else text
 
     def pieces(self, content: str) -> tuple[tuple[int, ...], bool]:
         """The ids that running text has in the place of `content`, and whether that is with a leading space.
@@ -148,6 +173,15 @@ class Vocabulary:
         self.length = max(self._names, default=-1) + 1
         self.size = len(self._names)
         return added
+
+    def needless(self, added: Iterable[Added]) -> Iterator[str]:
+        """Sentences about new tokens that running text writes as one token already, with the space before it."""
+        for item in added:
+            if item.leading_space and len(item.pieces) == 1:
+                yield (
+                    f"{item.token.content!r} after a space is one token already (id {item.pieces[0]}); "
+                    "as a token of its own it leaves the space to another one"
+                )
 
     def unfaithful(self, added: Iterable[Added]) -> Iterator[tuple[Added, str]]:
         """Tokens that are not one id, or whose id does not come back as their text, with what comes back.
