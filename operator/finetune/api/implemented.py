@@ -66,8 +66,6 @@ def _missing(spec: FineTuneJobSpec) -> Iterator[Missing]:
         yield Missing("training.nodes", str(training.nodes), "use 1; several GPUs of one pod work")
     if training.container:
         yield Missing("training.container", "your own trainer image", "remove it")
-    if spec.cache:
-        yield Missing("cache", "a cache shared by jobs", "remove it")
     if spec.output:
         yield from _store("output.uri", spec.output.uri, "pvc://")
 

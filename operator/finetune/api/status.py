@@ -70,6 +70,9 @@ class ModelStatus(Model):
     commit: str | None = Field(None, description="The commit that the revision resolved to.", max_length=128)
     size_bytes: int | None = Field(None, description="Bytes of the files that were needed.", ge=0)
     reused: bool | None = Field(None, description="Whether the files were there already.")
+    from_cache: bool | None = Field(
+        None, description="Whether the files came from the cache; absent when the job has none."
+    )
 
 
 class CharactersPerToken(Model):
@@ -106,6 +109,9 @@ class TokensStatus(Model):
     proof: Text | None = Field(None, description="What was proven about the extended model before any GPU was used.")
     probabilities: list[TokenProbability] | None = Field(
         None, description="How likely new tokens are right after their initialisation.", max_length=16
+    )
+    from_cache: bool | None = Field(
+        None, description="Whether the extended model came from the cache; absent when the job has none."
     )
     warnings: list[Text] | None = Field(None, description="What may surprise later.", max_length=16)
 

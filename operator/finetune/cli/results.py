@@ -21,7 +21,8 @@ def summary(step: Step, result: Result) -> str:
         Step.TRAIN: _training,
         Step.SAVE: _output,
     }[step](result)
-    return ", ".join([*words, "reused"] if result.get("reused") else words)
+    origin = "from the cache" if result.get("fromCache") else "reused" if result.get("reused") else None
+    return ", ".join([*words, origin] if origin else words)
 
 
 def _download(result: Result) -> list[str]:

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from finetune.api.contract import DEVICES, ExitCode, Step, claims_of
+from finetune.api.contract import CACHE, DEVICES, ExitCode, Step, claims_of
 from finetune.api.spec import FineTuneJobSpec, ModelSource
 from finetune.cli import document, machine
 from finetune.cli.check import InvalidJob, checked
@@ -59,6 +59,15 @@ def run(
         Path | None,
         typer.Option(help="The list of tokens.addFrom; else a ConfigMap in FILE.", show_default=False),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps base models and extended models for further runs. \\[default: the claim of "
+            "spec.cache]",
+            envvar=CACHE,
+            show_default=False,
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Which job, when FILE holds several; else all, in order.", show_default=False)
     ] = None,
@@ -91,7 +100,10 @@ def run(
         try:
             with folder.locked(fresh=fresh):
                 _write_tokens(spec, folder, documents, tokens)
-                _run(job, spec, folder, claims, places, hf_endpoint)
+                extra = {"HF_ENDPOINT": hf_endpoint} if hf_endpoint else {}
+                if kept := cache or _cache(spec, claims, places):
+                    extra[CACHE] = str(kept.expanduser().absolute())
+                _run(job, spec, folder, claims, places, extra)
         except FolderInUse as error:
             fail(str(error), ExitCode.UNAVAILABLE, "Wait for it, or choose another folder with --work.")
 
@@ -102,7 +114,7 @@ def _run(
     folder: WorkFolder,
     claims: Path,
     places: dict[str, Path],
-    hf_endpoint: str | None,
+    extra: dict[str, str],
 ) -> None:
     metadata = job.content["metadata"]
     written = folder.write_job(job.name, str(metadata.get("namespace", "default")), spec)
@@ -112,7 +124,6 @@ def _run(
     if (wanted := machine.wanted_gpus(spec)) > count:
         device = f"{count} of them" if present else "the CPU"
         err.print(f"[yellow]note:[/] the job asks for {wanted} GPUs, here are {present}: training uses {device}")
-    extra = {"HF_ENDPOINT": hf_endpoint} if hf_endpoint else {}
     title = f"[bold]{job.name}[/] in {folder.root}"
     picture = Picture(title, [Line(step) for step in steps_of(spec)])
 
@@ -180,6 +191,11 @@ def _claims(spec: FineTuneJobSpec) -> tuple[str, ...]:
     output = spec.output.uri if spec.output else None
     tokens = spec.tokens.add_from.uri if spec.tokens and spec.tokens.add_from else None
     return claims_of(spec.model.uri, *(source.uri for source in spec.dataset.sources), tokens, output)
+
+
+def _cache(spec: FineTuneJobSpec, claims: Path, places: dict[str, Path]) -> Path | None:
+    """The folder that is the claim of spec.cache; it is made when it is absent."""
+    return places.get(spec.cache.claim_name, claims / spec.cache.claim_name) if spec.cache else None
 
 
 def _claim(text: str) -> tuple[str, Path]:

@@ -27,7 +27,7 @@ def _download(status: FineTuneJobStatus) -> Iterator[str]:
     if model := status.model:
         yield from [f"commit {model.commit[:12]}"] if model.commit else []
         yield from [size(model.size_bytes)] if model.size_bytes is not None else []
-        yield from ["there already"] if model.reused else []
+        yield from ["from the cache"] if model.from_cache else ["there already"] if model.reused else []
 
 
 def _add_tokens(status: FineTuneJobStatus) -> Iterator[str]:
@@ -38,6 +38,7 @@ def _add_tokens(status: FineTuneJobStatus) -> Iterator[str]:
             yield f"vocabulary {tokens.vocabulary_size_before:,} → {tokens.vocabulary_size:,}"
         if tokens.embedding_rows is not None and tokens.embedding_rows_before is not None:
             yield f"embedding rows {tokens.embedding_rows_before:,} → {tokens.embedding_rows:,}"
+        yield from ["from the cache"] if tokens.from_cache else []
         yield from (f"warning: {text}" for text in tokens.warnings or ())
 
 

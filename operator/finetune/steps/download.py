@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
 from finetune.api.status import ModelStatus
+from finetune.steps.base import is_commit
+from finetune.steps.cache import MODELS, cached
 from finetune.steps.disk import require_space
 from finetune.steps.failure import StepFailure
 from finetune.steps.model_files import corrupt, index_name, needed_beside_weights, refuse_remote_code, weights_of
@@ -20,6 +23,9 @@ from finetune.steps.tokens.copying import take_file
 from finetune.steps.tokens.safetensors_file import InvalidSafetensors
 
 COMMIT = ".commit"
+
+FORMAT = 1
+"""Raise it when the same commit would come as other files: the cache then fetches them anew."""
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +45,7 @@ def run(job: StepJob, layout: Layout) -> StepReport:
                 f"spec.model.uri: {model.uri.partition('://')[0]}:// is not implemented yet",
                 "Use hf:// or pvc://.",
             )
-    status = ModelStatus.model_validate({"reused": False, **result})
+    status = ModelStatus.model_validate({"reused": result.get("fromCache", False), **result})
     return StepReport(step=Step.DOWNLOAD, result=status.wire())
 
 
@@ -50,9 +56,12 @@ def _from_hub(uri: str, revision: str, layout: Layout, progress: Progress) -> di
     _use_writable_home(layout.workspace)
     from finetune.steps import hub  # huggingface_hub reads its settings when it is imported
 
-    repository = hub.find(uri.removeprefix("hf://"), revision)
+    @cache
+    def found() -> hub.Repository:
+        return hub.find(uri.removeprefix("hf://"), revision)
 
     def write(partial: Path) -> dict[str, Any]:
+        repository = found()
         _start_over_unless_of(repository.commit, partial)
         index = index_name(repository.files, uri)
         if index is not None:
@@ -69,7 +78,11 @@ def _from_hub(uri: str, revision: str, layout: Layout, progress: Progress) -> di
         (partial / COMMIT).unlink()
         return ModelStatus(commit=repository.commit, size_bytes=total).wire()
 
-    return publish(layout.model, inputs, write)
+    commit = revision if is_commit(revision) else found().commit
+    if not is_commit(commit):
+        return publish(layout.model, inputs, write)
+    made_from = {"uri": uri, "commit": commit, "format": FORMAT}
+    return publish(layout.model, inputs, cached(layout, MODELS, lambda: made_from, write))
 
 
 def _from_claim(uri: str, layout: Layout, progress: Progress) -> dict[str, Any]:

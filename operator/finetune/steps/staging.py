@@ -20,6 +20,9 @@ MANIFEST = "finetune-manifest.json"
 INPUTS = ".inputs"
 """Lies in a partial folder and says what it is made from."""
 
+Write = Callable[[Path], dict[str, Any]]
+"""Writes a folder's files into the partial folder and returns the result that its manifest shall carry."""
+
 
 def digest(inputs: Any) -> str:
     """SHA-256 of JSON-like inputs, independent of key order."""
@@ -28,12 +31,10 @@ def digest(inputs: Any) -> str:
 
 
 def published(folder: Path, inputs: Any | None = None) -> dict[str, Any] | None:
-    """The result that the complete folder's manifest carries; None when it is absent or was made from other inputs."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
-    if inputs is not None and manifest.get("inputs") != digest(inputs):
+    """The result that the complete folder's manifest carries; None when the folder is absent, was made from other
+    inputs, or lost a file that it shares with a cache."""
+    manifest = manifest_of(folder)
+    if manifest is None or (inputs is not None and manifest.get("inputs") != digest(inputs)) or lost_files(folder):
         return None
     result = manifest.get("result")
     return result if isinstance(result, dict) else None
@@ -41,45 +42,62 @@ def published(folder: Path, inputs: Any | None = None) -> dict[str, Any] | None:
 
 def inputs_of(folder: Path) -> str | None:
     """The digest of what a complete folder was made from: the input of the steps that build on it."""
-    try:
-        digest_of_inputs = json.loads((folder / MANIFEST).read_text()).get("inputs")
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
+    digest_of_inputs = (manifest_of(folder) or {}).get("inputs")
     return digest_of_inputs if isinstance(digest_of_inputs, str) else None
 
 
-def publish(folder: Path, inputs: Any, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def manifest_of(folder: Path) -> dict[str, Any] | None:
+    """What a complete folder says about itself; None when it is not complete."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def lost_files(folder: Path) -> list[Path]:
+    """Files of a folder that lay in a cache and were removed there."""
+    return [path for path in folder.rglob("*") if path.is_symlink() and not path.exists()]
+
+
+def publish(folder: Path, inputs: Any, write: Write) -> dict[str, Any]:
     """The folder's result, made by `write(partial folder)` unless it is there already (then with `reused: true`).
 
     `write` may find files of an interrupted run in the partial folder if that run had the same inputs; it may go on
     from them.
     """
     if (result := published(folder, inputs)) is not None:
-        _remove(_former(folder))
+        remove(_former(folder))
         return {**result, "reused": True}
     partial = folder.with_name(f"{folder.name}.partial")
-    marker = partial / INPUTS
-    if not marker.is_file() or marker.read_text() != digest(inputs):
-        _remove(partial)
-        partial.mkdir(parents=True)
-        marker.write_text(digest(inputs))
-    result = write(partial)
-    marker.unlink()
+    result = fill(partial, inputs, write)
     (partial / MANIFEST).write_text(json.dumps({"inputs": digest(inputs), "result": result}, ensure_ascii=False))
     make_durable(partial)
     replace(partial, folder)
     return result
 
 
+def fill(partial: Path, inputs: Any, write: Write) -> dict[str, Any]:
+    """The result of `write`, which finds in the folder what an interrupted run with the same inputs left there."""
+    marker = partial / INPUTS
+    if not marker.is_file() or marker.read_text() != digest(inputs):
+        remove(partial)
+        partial.mkdir(parents=True)
+        marker.write_text(digest(inputs))
+    result = write(partial)
+    marker.unlink()
+    return result
+
+
 def replace(new: Path, folder: Path) -> None:
     """Put `new` in the place of `folder`. A crash between the two renames leaves `new` whole and `folder` absent."""
     former = _former(folder)
-    _remove(former)
+    remove(former)
     if folder.exists():
         folder.rename(former)
     new.rename(folder)
     flush(folder.parent)
-    _remove(former)
+    remove(former)
 
 
 def _former(folder: Path) -> Path:
@@ -93,7 +111,8 @@ def make_durable(folder: Path) -> None:
         for name in files:
             path = Path(root, name)
             if not path.is_symlink():
-                path.chmod(path.stat().st_mode | 0o444)
+                if (mode := path.stat().st_mode) & 0o444 != 0o444:
+                    path.chmod(mode | 0o444)
                 flush(path)
         flush(Path(root))
 
@@ -107,7 +126,8 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it; nothing when it is absent."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -36,7 +36,6 @@ def test_a_plain_job_can_run():
         ({"training__embeddingWarmup": {"steps": 1}}, "training.embeddingWarmup"),
         ({"tokens": {"learn": {"source": {"uri": "pvc://c"}, "size": 5}}}, "tokens.learn"),
         ({"dataset__packing": "Enabled"}, "dataset.packing"),
-        ({"cache": {"claimName": "models"}}, "cache"),
     ],
 )
 def test_a_value_without_behaviour_is_named_with_a_remedy(changes, field):

@@ -41,7 +41,7 @@ def main():
     step, layout = Step(sys.argv[1]), Layout.from_environment()
     job = StepJob.model_validate_json(layout.job_file.read_bytes())
     with (layout.workspace / "seen.jsonl").open("a") as seen:
-        names = ("HF_ENDPOINT", "FINETUNE_DEVICES", "OMP_NUM_THREADS", "FINETUNE_CLAIMS")
+        names = ("HF_ENDPOINT", "FINETUNE_DEVICES", "OMP_NUM_THREADS", "FINETUNE_CLAIMS", "FINETUNE_CACHE")
         environment = {name: os.environ.get(name) for name in names}
         seen.write(
             json.dumps({"step": step, "attempt": job.attempt, "model": job.spec.model.uri, **environment}) + "\n"

@@ -138,6 +138,16 @@ def test_claims_lie_where_they_are_said_to_lie(finetune):
     assert (links / "models").resolve() == finetune.folder / "claims/models"
 
 
+def test_the_cache_is_the_claim_of_the_job_or_a_folder_of_ones_own(finetune):
+    finetune("run", "job.yaml")
+    assert seen(finetune.folder)[0]["FINETUNE_CACHE"] is None
+    code, output = finetune("run", "job.yaml", job=JOB + "  cache: {claimName: shared}\n")
+    assert code == 0, output
+    assert seen(finetune.folder)[-1]["FINETUNE_CACHE"] == str(finetune.folder / "claims/shared")
+    finetune("run", "job.yaml", "--cache", "mine", job=JOB + "  cache: {claimName: shared}\n")
+    assert seen(finetune.folder)[-1]["FINETUNE_CACHE"] == str(finetune.folder / "mine")
+
+
 def test_a_model_that_is_here_takes_the_place_of_the_jobs(finetune):
     (finetune.folder / "smol").mkdir()
     code, output = finetune("run", "job.yaml", "--model", "smol")

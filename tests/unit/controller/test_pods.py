@@ -113,6 +113,27 @@ def test_a_missing_output_claim_holds_up_the_prepare_pod_before_any_gpu_is_spent
     assert "later" in claims
 
 
+CACHED = FineTuneJob().with_spec(cache={"claimName": "shared"}, output={"uri": "pvc://shared/out"})
+
+
+def test_every_container_sees_the_cache_at_one_place_and_only_those_that_fill_it_may_write():
+    found = {}
+    for stage in STAGES:
+        spec = pod_of(stage, CACHED)
+        claims = [volume.get("persistentVolumeClaim", {}).get("claimName") for volume in spec["volumes"]]
+        assert claims.count("shared") == 1
+        found |= containers(spec)
+    assert all("/cache" in mounts(item) for item in found.values())
+    assert {name for name, item in found.items() if not mounts(item)["/cache"]} == {"download-model", "add-tokens"}
+    assert {name for name, item in found.items() if "FINETUNE_CACHE" in env(item)} == {"download-model", "add-tokens"}
+    assert mounts(found["save-model"])["/claims/shared"] is False
+
+
+def test_without_a_cache_nothing_of_it_is_in_the_pods():
+    for stage in STAGES:
+        assert not any("/cache" in mounts(item) for item in containers(pod_of(stage)).values())
+
+
 def test_tokens_of_a_configmap_are_mounted_where_the_steps_look():
     job = FineTuneJob().with_spec(tokens={"addFrom": {"configMap": {"name": "terms", "key": "terms.jsonl"}}})
     spec = pod_of(prepare, job)

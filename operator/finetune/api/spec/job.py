@@ -89,9 +89,13 @@ class Workspace(Model):
 
 
 class Cache(Model):
-    """A claim shared by jobs, so that a second job downloads nothing."""
+    """A claim shared by jobs: a second one with the same base model, or the same tokens too, finds it done."""
 
-    claim_name: Name = Field(description="A claim of this namespace, ReadWriteMany if jobs run on several nodes.")
+    claim_name: Name = Field(
+        description="A claim of this namespace, ReadWriteMany if jobs run on several nodes. All jobs that name it "
+        "trust each other: entries are keyed by digests of what they are made from, and a model that one job could "
+        "download all others can use. Weights are read in place, so the claim must stay for as long as the job."
+    )
 
 
 class OutputFormat(StrEnum):

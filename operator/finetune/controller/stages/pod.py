@@ -14,6 +14,7 @@ from finetune.api import API_VERSION, KIND
 from finetune.api.contract import (
     ATTEMPT_LABEL,
     CA_ANNOTATION,
+    CACHE,
     CONTAINERS,
     JOB_ANNOTATION,
     JOB_LABEL,
@@ -49,6 +50,7 @@ FAILURE_POLICY: dict[str, Any] = {
 }
 
 _LAYOUT = Layout()
+_CACHE = "/cache"
 _CA_FILE = "progress-ca.crt"
 _TOKEN_FOLDER = "/var/run/finetune"  # noqa: S105 - a path
 
@@ -240,6 +242,24 @@ def claim_mounts(claims: tuple[str, ...], wanted: Iterable[str], *, read_only: b
         {"name": f"claim-{claims.index(claim)}", "mountPath": str(_LAYOUT.claims / claim), "readOnly": read_only}
         for claim in wanted
     ]
+
+
+def cache_claims(spec: FineTuneJobSpec) -> tuple[str, ...]:
+    """The claim of the shared cache, if the job has one."""
+    return (spec.cache.claim_name,) if spec.cache else ()
+
+
+def cache_mounts(claims: tuple[str, ...], spec: FineTuneJobSpec, *, read_only: bool) -> list[dict[str, Any]]:
+    """Its mount, at the same place in all pods: a workspace may link to it."""
+    return [
+        {"name": f"claim-{claims.index(claim)}", "mountPath": _CACHE, "readOnly": read_only}
+        for claim in cache_claims(spec)
+    ]
+
+
+def cache_environment(spec: FineTuneJobSpec) -> dict[str, str]:
+    """Where containers that fill the shared cache find it."""
+    return {CACHE: _CACHE} if spec.cache else {}
 
 
 def hub_environment(settings: PodSettings) -> dict[str, str]:

@@ -26,36 +26,41 @@ def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dic
     source = spec.tokens.add_from if spec.tokens else None
     tokens = claims_of(source.uri if source else None)
     output = claims_of(spec.output.uri if spec.output else None)
-    claims = tuple(dict.fromkeys((*model, *dataset, *tokens, *output)))
-    hub = pod.hub_environment(settings)
+    claims = tuple(dict.fromkeys((*model, *dataset, *tokens, *output, *pod.cache_claims(spec))))
+    hub, cache = pod.hub_environment(settings), pod.cache_environment(spec)
+    fill_cache, read_cache = (pod.cache_mounts(claims, spec, read_only=read_only) for read_only in (False, True))
     further = pod.claim_volumes(claims)
     init = [
         pod.container(
             settings,
             Step.DOWNLOAD,
             resources=resources,
-            env=hub,
+            env={**hub, **cache},
             credentials=secrets,
-            mounts=pod.claim_mounts(claims, model, read_only=True),
+            mounts=[*pod.claim_mounts(claims, model, read_only=True), *fill_cache],
         )
     ]
     if spec.tokens:
-        mounts = pod.claim_mounts(claims, tokens, read_only=True)
+        mounts = [*pod.claim_mounts(claims, tokens, read_only=True), *fill_cache]
         if source and source.config_map:
             file = Layout().tokens_file
             items = [{"key": source.config_map.key, "path": file.name}]
             further.append({"name": "tokens", "configMap": {"name": source.config_map.name, "items": items}})
             mounts.append({"name": "tokens", "mountPath": str(file.parent), "readOnly": True})
         # Its own image knows the usual architectures; transformers, whose image reload needs anyway, knows the others.
-        init.append(pod.container(settings, Step.ADD_TOKENS, training_image=True, resources=resources, mounts=mounts))
-    init.append(pod.container(settings, Step.RELOAD, training_image=True, resources=resources))
+        init.append(
+            pod.container(
+                settings, Step.ADD_TOKENS, training_image=True, resources=resources, env=cache, mounts=mounts
+            )
+        )
+    init.append(pod.container(settings, Step.RELOAD, training_image=True, resources=resources, mounts=read_cache))
     load = pod.container(
         settings,
         Step.LOAD_DATASET,
         resources=resources,
         env=hub,
         credentials=secrets,
-        mounts=pod.claim_mounts(claims, dataset, read_only=True),
+        mounts=[*pod.claim_mounts(claims, dataset, read_only=True), *read_cache],
     )
     spec_of_pod = pod.pod_spec(
         settings,

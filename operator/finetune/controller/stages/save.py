@@ -16,7 +16,8 @@ STEPS = (Step.SAVE,)
 def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dict[str, Any]:
     """The Job of one attempt."""
     spec = observed.spec
-    claims = claims_of(spec.output.uri if spec.output else None)
+    output = claims_of(spec.output.uri if spec.output else None)
+    claims = tuple(dict.fromkeys((*output, *pod.cache_claims(spec))))
     save = pod.container(
         settings,
         Step.SAVE,
@@ -24,7 +25,10 @@ def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dic
         resources=spec.prepare.resources,
         env=pod.hub_environment(settings),
         credentials=[credential.secret_name for credential in spec.credentials or ()],
-        mounts=pod.claim_mounts(claims, claims, read_only=False),
+        mounts=[
+            *pod.claim_mounts(claims, output, read_only=False),
+            *pod.cache_mounts(claims, spec, read_only=True),
+        ],
     )
     spec_of_pod = pod.pod_spec(
         settings,

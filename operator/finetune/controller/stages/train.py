@@ -15,20 +15,25 @@ STEPS = (Step.TRAIN,)
 
 def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dict[str, Any]:
     """The Job of one attempt."""
-    training = observed.spec.training
+    spec = observed.spec
+    training = spec.training
     shared_memory = {"name": "dshm", "emptyDir": {"medium": "Memory"}}
+    claims = pod.cache_claims(spec)
     train = pod.container(
         settings,
         Step.TRAIN,
         training_image=True,
         resources=training.resources,
-        env={DEVICES: str(pod.devices_of(observed.spec))},
-        mounts=[{"name": "dshm", "mountPath": "/dev/shm"}],  # noqa: S108 - where NCCL and data loaders share memory
+        env={DEVICES: str(pod.devices_of(spec))},
+        mounts=[
+            {"name": "dshm", "mountPath": "/dev/shm"},  # noqa: S108 - where NCCL and data loaders share memory
+            *pod.cache_mounts(claims, spec, read_only=True),
+        ],
     )
     spec_of_pod = pod.pod_spec(
         settings,
         [train],
-        pod.volumes(observed, settings, [shared_memory]),
+        pod.volumes(observed, settings, [shared_memory, *pod.claim_volumes(claims)]),
         node_selector=training.node_selector,
         grace_seconds=training.termination_grace_period_seconds,
     )

@@ -50,18 +50,28 @@ def take_file(source: Path, target: Path, count: Count, *, link: bool) -> None:
     """Give `target` the content of `source`: sharing its blocks or (with `link`) being the same file where the file
     system can, copying else. A link is only made to a file that everybody may read, since publishing would have to
     change its mode."""
+    size = source.stat().st_size
+    if _shared(source, target, link=link):
+        count(size)
+        return
+    with source.open("rb") as read, target.open("wb") as write:
+        copy_range(read.fileno(), 0, size, write.fileno(), count)
+
+
+def share_file(source: Path, target: Path) -> None:
+    """Give `target` the content of `source`, which nobody changes, at no cost: sharing its blocks, being the same file,
+    or (on another file system) as a symbolic link, which lasts as long as `source` does."""
+    if not _shared(source, target, link=True):
+        target.symlink_to(source.resolve())
+
+
+def _shared(source: Path, target: Path, *, link: bool) -> bool:
     target.unlink(missing_ok=True)
-    status = source.stat()
-    with source.open("rb") as read:
-        with target.open("wb") as write:
-            if _cloned(read.fileno(), write.fileno()):
-                count(status.st_size)
-                return
-        if link and status.st_mode & 0o444 == 0o444 and _linked(source.resolve(), target):
-            count(status.st_size)
-            return
-        with target.open("wb") as write:
-            copy_range(read.fileno(), 0, status.st_size, write.fileno(), count)
+    with source.open("rb") as read, target.open("wb") as write:
+        if _cloned(read.fileno(), write.fileno()):
+            return True
+    target.unlink()
+    return link and source.stat().st_mode & 0o444 == 0o444 and _linked(source.resolve(), target)
 
 
 def _cloned(source: int, target: int) -> bool:
@@ -75,7 +85,6 @@ def _cloned(source: int, target: int) -> bool:
 
 
 def _linked(source: Path, target: Path) -> bool:
-    target.unlink()
     try:
         target.hardlink_to(source)
     except OSError as error:

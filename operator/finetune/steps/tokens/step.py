@@ -10,6 +10,8 @@ from typing import Any
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
 from finetune.api.spec import Tokens
 from finetune.api.status import TokensStatus
+from finetune.steps.base import identity
+from finetune.steps.cache import EXTENDED, cached
 from finetune.steps.disk import room_for
 from finetune.steps.failure import StepFailure
 from finetune.steps.memory import require_memory
@@ -26,6 +28,9 @@ from finetune.steps.tokens.record import write_record
 from finetune.steps.tokens.requested import Requested, requested_tokens
 from finetune.steps.tokens.safetensors_file import InvalidSafetensors
 from finetune.steps.tokens.vocabulary import InvalidVocabulary, Vocabulary
+
+FORMAT = 1
+"""Raise it when the same tokens would give other files: the cache then makes its extended models anew."""
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +49,13 @@ def run(job: StepJob, layout: Layout) -> StepReport:
         "seed": job.spec.training.seed if draws(requested, tokens.init) else None,
     }
     with Progress(Step.ADD_TOKENS, "byte") as progress:
-        result = publish(layout.prepared, inputs, lambda partial: add_tokens(job, layout, partial, requested, progress))
+        write = cached(
+            layout,
+            EXTENDED,
+            lambda: {**inputs, "model": identity(job, layout), "format": FORMAT},
+            lambda partial: add_tokens(job, layout, partial, requested, progress),
+        )
+        result = publish(layout.prepared, inputs, write)
     result.pop("reused", None)
     return StepReport(step=Step.ADD_TOKENS, result=result)
 
