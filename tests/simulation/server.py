@@ -37,6 +37,9 @@ class Server:
         self.changes: list[tuple[str, dict[str, Any]]] = []
         """Watch events since the start, in order."""
 
+        self.absent: set[str] = set()
+        """Claims that users have still to make; all others that pods mount are there."""
+
         self.now = NOW
         self.fate = fate
         self.checkpoints: dict[str, int] = {}
@@ -138,6 +141,10 @@ class Server:
 
     def _new_pod(self, job: dict[str, Any]) -> None:
         template = job["spec"]["template"]
+        volumes = [
+            item["persistentVolumeClaim"] for item in template["spec"]["volumes"] if "persistentVolumeClaim" in item
+        ]
+        claims = [volume["claimName"] for volume in volumes]
         owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"], "controller": True}
         self._serial += 1
         self._add(
@@ -150,7 +157,7 @@ class Server:
                     "labels": dict(template["metadata"]["labels"]),
                     "ownerReferences": [{**owner, "uid": job["metadata"]["uid"]}],
                 },
-                "spec": {"claim": template["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]},
+                "spec": {"claim": claims[0], "claims": claims},
                 "status": {"phase": "Pending"},
             }
         )
@@ -172,10 +179,15 @@ class Server:
             return
         if ("PersistentVolumeClaim", pod["spec"]["claim"]) not in self.objects:
             return
+        if missing := next((claim for claim in pod["spec"]["claims"] if claim in self.absent), None):
+            said = f'persistentvolumeclaim "{missing}" not found'
+            status["conditions"] = [{"type": "PodScheduled", "status": "False", "message": said}]
+            self._changed(pod)
+            return
         if running is None:
             step = next(step for step in steps if step not in states)
             states[step] = {"running": {}}
-            status["phase"] = "Running"
+            status |= {"phase": "Running", "conditions": []}
             self.started.append((metadata["labels"]["finetune.dev/job-uid"], stage_of(pod), metadata["name"]))
             self._show(pod)
             return

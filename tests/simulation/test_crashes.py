@@ -157,6 +157,19 @@ async def test_a_foreign_object_of_the_childs_name_holds_the_job_up_until_it_is_
     assert outcome(server)["phase"] == "Complete"
 
 
+async def test_a_job_waits_for_the_claim_of_its_cache_and_says_so():
+    server = Server()
+    server.absent.add("shared")
+    server.submit(FineTuneJob().with_spec(cache={"claimName": "shared"}))
+    await run(server, until=lambda server: "shared" in server.objects[KIND, "tune"]["status"].get("message", ""))
+    message = server.objects[KIND, "tune"]["status"]["message"]
+    assert message.startswith("waits for the claim shared, which does not exist: create it and the job goes on")
+    assert server.started == []
+    server.absent.clear()
+    await run(server)
+    assert outcome(server)["phase"] == "Complete"
+
+
 def _complete(server: Server, uid: str) -> bool:
     job = server.objects.get((KIND, "tune"))
     return bool(job and job["metadata"]["uid"] == uid and job.get("status", {}).get("phase") == "Complete")
