@@ -77,8 +77,8 @@ demo: cluster-up ## everything from cluster to trained model, before your eyes
 	$(BIN)/python -m tests.demo $(if $(SVG),--svg $(SVG))
 
 .PHONY: bench-tokens
-bench-tokens: $(READY) ## add-tokens against the careful transformers path
-	$(BIN)/python -m tests.bench.tokens
+bench-tokens: $(READY) ## add-tokens beside cp and transformers (SIZES=0.5,2,4,8 in GB)
+	$(BIN)/python -m tests.bench.tokens $(if $(SIZES),--sizes $(SIZES))
 
 .PHONY: bench-controller
 bench-controller: cluster-up ## 1,000 FineTuneJobs against 1,000 plain Jobs; status latency

@@ -1,14 +1,18 @@
-"""add-tokens against the careful way with transformers, on one generated checkpoint of about 2 GB, in one run.
+"""add-tokens beside `cp` and beside transformers, on generated checkpoints, all in one run.
 
-Each side is a process of its own, measured from outside: wall time from its start to its end, peak of resident memory
-(all of it, and its anonymous part alone: pages of mapped files can be dropped, anonymous ones cannot). The checkpoint
-is read once before each run, so both sides find it in the page cache, and dirty pages are written back before each
-starts. Every pair is run twice: leaving the result in the page cache, as save_pretrained does, and forced to disk with
-fsync, as the step really does; the goal for time is about the former, since the latter mixes in the disk's speed.
+Each side is a process of its own, measured from outside: wall time from its start to its end, imports included, and
+peak of resident memory. The checkpoint is read once before each run, so all sides find it in the page cache, and dirty
+pages are written back before each starts. What is measured several times counts with its best time: others work on the
+machine as well.
+
+Two ways with transformers: the careful one gives the same tensors as add-tokens, bit for bit; the default one is
+`resize_token_embeddings` as it is called in most scripts. Both sides leave their result in the page cache there, as
+save_pretrained does; beside `cp` the times with the result forced to disk are shown, too, as the step really does it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -16,21 +20,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from finetune.steps.tokens.checkpoint import read_checkpoint
+from finetune.api.contract import Layout
+from finetune.steps.cache import MODELS, cached
+from finetune.steps.staging import publish
+from finetune.steps.tokens.checkpoint import Checkpoint, read_checkpoint
 from finetune.steps.tokens.safetensors_file import Header, Tensor, write_header
 from tests.bench.table import FOLDER, Row, write
 from tests.models import smollm2
 
-HIDDEN, INTERMEDIATE, LAYERS = 2048, 5632, 16
+SHARD = 400 << 20
 WORDS = [f"<marker-{number}>" for number in range(8)] + [f"myocardial infarction type {number}" for number in range(8)]
 PAD = 64
+COMMIT = "0" * 40
+MEMORY_GOAL = 200 << 20
 
 OURS = """
 import sys
@@ -39,33 +49,46 @@ if "--no-fsync" in sys.argv: staging.make_durable = lambda folder: None
 sys.exit(__main__.main(["add-tokens"]))
 """
 
-PEER = """
-import os, sys
-from pathlib import Path
+COPY = 'mkdir "$2" && cp -r "$1"/. "$2"'
+COPY_DURABLE = f'{COPY} && sync "$2"/* "$2"'
+
+DEFAULT = """
+import sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-source, target, words, multiple = sys.argv[1], Path(sys.argv[2]), sys.argv[3].split("|"), int(sys.argv[4])
+source, target, words, multiple, shard = sys.argv[1], sys.argv[2], sys.argv[3].split("|"), int(sys.argv[4]), sys.argv[5]
+tokenizer = AutoTokenizer.from_pretrained(source)
+tokenizer.add_tokens(words)
+model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=multiple)
+model.save_pretrained(target, max_shard_size=shard)
+tokenizer.save_pretrained(target)
+"""
+
+CAREFUL = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+source, target, words, multiple, shard = sys.argv[1], sys.argv[2], sys.argv[3].split("|"), int(sys.argv[4]), sys.argv[5]
 tokenizer = AutoTokenizer.from_pretrained(source)
 length = len(tokenizer)
 pieces = [tokenizer.encode(f" {word}" if word[0].isalnum() else word, add_special_tokens=False) for word in words]
 tokenizer.add_tokens(words)
 model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
 model.resize_token_embeddings(len(tokenizer), mean_resizing=False, pad_to_multiple_of=multiple)
+matrices = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
 with torch.no_grad():
-    for weight in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+    for weight in {id(weight): weight for weight in matrices}.values():
         total = torch.zeros(weight.shape[1], dtype=torch.float64)
         for first in range(0, length, 4096):
             total += weight[first : min(first + 4096, length)].double().sum(0)
         for index, ids in enumerate(pieces):
             weight[length + index] = weight[ids].float().mean(0).to(weight.dtype)
         weight[length + len(words) :] = (total / length).to(weight.dtype)
-model.save_pretrained(target, max_shard_size="50GB")
+model.save_pretrained(target, max_shard_size=shard)
 tokenizer.save_pretrained(target)
-if "--no-fsync" not in sys.argv:
-    for path in target.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
 """
 
 
@@ -75,50 +98,136 @@ class Measured:
 
     seconds: float
     resident: int
-    anonymous: int
 
 
-def generate(folder: Path) -> int:
-    """Write an untied bf16 Llama checkpoint with SmolLM2's tokenizer and return its bytes."""
-    folder.mkdir(parents=True)
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint to generate."""
+
+    gigabytes: float
+    tied: bool
+    sharded: bool
+    hidden: int = 2048
+
+    @property
+    def name(self) -> str:
+        form = "sharded" if self.sharded else "one file"
+        return f"{self.gigabytes:g} GB, {'tied' if self.tied else 'untied'}, {form}"
+
+
+def generate(case: Case, folder: Path) -> None:
+    """Write a bf16 Llama checkpoint with SmolLM2's tokenizer into an empty folder."""
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         shutil.copyfile(smollm2() / name, folder / name)
-    config = json.loads((smollm2() / "config.json").read_text()) | {
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_hidden_layers": LAYERS,
+    config = json.loads((smollm2() / "config.json").read_text())
+    rows = config["vocab_size"]
+    ends, one = (sum(2 * int(np.prod(shape)) for _, shape in shapes(case, rows, layers)) for layers in (0, 1))
+    layers = max(1, round((case.gigabytes * 1e9 - ends) / (one - ends)))
+    config |= {
+        "hidden_size": case.hidden,
+        "intermediate_size": case.hidden * 11 // 4,
+        "num_hidden_layers": layers,
         "num_attention_heads": 16,
         "num_key_value_heads": 16,
-        "head_dim": HIDDEN // 16,
-        "tie_word_embeddings": False,
+        "head_dim": case.hidden // 16,
+        "tie_word_embeddings": case.tied,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    tensors, position = {}, 0
-    for name, shape in shapes(config["vocab_size"]):
-        size = 2 * int(np.prod(shape))
-        tensors[name] = Tensor(name, "BF16", shape, position, position + size)
-        position += size
-    random = np.random.default_rng(0)
-    with (folder / "model.safetensors").open("wb") as file:
-        write_header(file, Header(tensors, {"format": "pt"}, 0))
-        for tensor in tensors.values():
-            bits = np.frombuffer(random.bytes(tensor.size), "<u2")
-            file.write(((bits & 0x80FF) | 0x3C00).astype("<u2").tobytes())  # random signs and digits, around 0.01
-    return position
+    files: list[list[Tensor]] = [[]]
+    for name, shape in shapes(case, rows, layers):
+        size, start = 2 * int(np.prod(shape)), files[-1][-1].end if files[-1] else 0
+        if case.sharded and files[-1] and start + size > SHARD:
+            files.append([])
+            start = 0
+        files[-1].append(Tensor(name, "BF16", shape, start, start + size))
+    bits = np.frombuffer(np.random.default_rng(0).bytes(64 << 20), "<u2")
+    pool = memoryview(((bits & 0x80FF) | 0x3C00).astype("<u2")).cast("B")  # random signs and digits, around 0.01
+    names = {}
+    for index, tensors in enumerate(files):
+        file = f"model-{index + 1:05}-of-{len(files):05}.safetensors" if case.sharded else "model.safetensors"
+        names |= dict.fromkeys((tensor.name for tensor in tensors), file)
+        with (folder / file).open("wb") as written:
+            write_header(written, Header({tensor.name: tensor for tensor in tensors}, {"format": "pt"}, 0))
+            for tensor in tensors:
+                for first in range(0, tensor.size, len(pool)):
+                    written.write(pool[: min(len(pool), tensor.size - first)])
+    if case.sharded:
+        index = {"metadata": {"total_size": sum(tensors[-1].end for tensors in files)}, "weight_map": names}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def shapes(rows: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield "model.embed_tokens.weight", (rows, HIDDEN)
-    for layer in range(LAYERS):
+def shapes(case: Case, rows: int, layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, intermediate = case.hidden, case.hidden * 11 // 4
+    yield "model.embed_tokens.weight", (rows, hidden)
+    for layer in range(layers):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            yield f"model.layers.{layer}.self_attn.{name}.weight", (HIDDEN, HIDDEN)
+            yield f"model.layers.{layer}.self_attn.{name}.weight", (hidden, hidden)
         for name in ("gate_proj", "up_proj"):
-            yield f"model.layers.{layer}.mlp.{name}.weight", (INTERMEDIATE, HIDDEN)
-        yield f"model.layers.{layer}.mlp.down_proj.weight", (HIDDEN, INTERMEDIATE)
+            yield f"model.layers.{layer}.mlp.{name}.weight", (intermediate, hidden)
+        yield f"model.layers.{layer}.mlp.down_proj.weight", (hidden, intermediate)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            yield f"model.layers.{layer}.{name}.weight", (HIDDEN,)
-    yield "model.norm.weight", (HIDDEN,)
-    yield "lm_head.weight", (rows, HIDDEN)
+            yield f"model.layers.{layer}.{name}.weight", (hidden,)
+    yield "model.norm.weight", (hidden,)
+    if not case.tied:
+        yield "lm_head.weight", (rows, hidden)
+
+
+class Bench:
+    """One checkpoint in a folder of its own: the base model of the workspace `job`, kept in the cache beside it."""
+
+    def __init__(self, case: Case, folder: Path, repeat: int) -> None:
+        self.case, self.folder, self.repeat = case, folder, repeat
+        self.take_model("job", lambda partial: generate(case, partial))
+
+    def take_model(self, job: str, write: Callable[[Path], None]) -> None:
+        """What the step download does: the base model enters a workspace by way of the cache."""
+        layout = Layout(workspace=self.folder / job, cache=self.folder / "cache")
+        layout.workspace.mkdir()
+
+        def fill(partial: Path) -> dict[str, Any]:
+            write(partial)
+            return {"commit": COMMIT}
+
+        publish(layout.model, COMMIT, cached(layout, MODELS, lambda: COMMIT, fill))
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "job" / "model"
+
+    def ours(self, *flags: str, job: str = "job", **environment: str) -> Measured:
+        """add-tokens in one of the workspaces."""
+        command = [sys.executable, "-c", OURS, *flags]
+        return self._best(command, job_environment(self.folder / job) | environment, self.folder / job / "prepared")
+
+    def copy(self, script: str) -> Measured:
+        command = ["sh", "-c", script, "cp", str(self.model), str(self.folder / "copy")]
+        measured = self._best(command, dict(os.environ), self.folder / "copy")
+        shutil.rmtree(self.folder / "copy")
+        return measured
+
+    def transformers(self, script: str) -> Measured:
+        shutil.rmtree(self.folder / "peer", ignore_errors=True)
+        shard = f"{SHARD // 10**6}MB" if self.case.sharded else "50GB"
+        command = [sys.executable, "-c", script, str(self.model), str(self.folder / "peer")]
+        return measure([*command, "|".join(WORDS), str(PAD), shard], job_environment(self.folder / "job"), self.model)
+
+    def warm(self) -> Measured:
+        """add-tokens for a further job, which finds the extended model in the cache."""
+        shared = {"FINETUNE_CACHE": str(self.folder / "cache")}
+        self.take_model("first", lambda _: None)
+        self.ours(job="first", **shared)
+        self.take_model("second", lambda _: None)
+        measured = self.ours(job="second", **shared)
+        if not json.loads((self.folder / "second/report.json").read_text())["result"]["fromCache"]:
+            raise SystemExit("the second job did not find the first one's model")
+        return measured
+
+    def _best(self, command: list[str], environment: dict[str, str], result: Path) -> Measured:
+        runs = []
+        for _ in range(self.repeat):
+            shutil.rmtree(result, ignore_errors=True)
+            runs.append(measure(command, environment, self.model))
+        return Measured(min(run.seconds for run in runs), max(run.resident for run in runs))
 
 
 def measure(command: list[str], environment: dict[str, str], warm: Path) -> Measured:
@@ -130,7 +239,7 @@ def measure(command: list[str], environment: dict[str, str], warm: Path) -> Meas
     os.sync()
     started = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    resident = anonymous = 0
+    resident = 0
     while process.poll() is None:
         try:
             lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
@@ -138,35 +247,38 @@ def measure(command: list[str], environment: dict[str, str], warm: Path) -> Meas
             break
         values = dict(line.split(":", 1) for line in lines if ":" in line)
         resident = max(resident, int(values.get("VmHWM", "0").split()[0]) * 1024)
-        anonymous = max(anonymous, int(values.get("RssAnon", "0").split()[0]) * 1024)
         time.sleep(0.004)
     _, errors = process.communicate()
     seconds = time.perf_counter() - started
     if process.returncode:
         raise SystemExit(errors.decode())
-    return Measured(seconds, resident, anonymous)
+    return Measured(seconds, resident)
 
 
 def equal(left: Path, right: Path) -> bool:
-    """Whether two checkpoints hold the same tensors, bit for bit."""
+    """Whether two checkpoints hold the same tensors, bit for bit, in whichever files."""
     ours, theirs = read_checkpoint(left), read_checkpoint(right)
-    if ours.tensors.keys() != theirs.tensors.keys():
+    if {name: (t.dtype, t.shape) for name, t in ours.tensors.items()} != {
+        name: (t.dtype, t.shape) for name, t in theirs.tensors.items()
+    }:
         return False
-    with (left / "model.safetensors").open("rb") as one, (right / "model.safetensors").open("rb") as other:
-        start, peer_start = ours.headers["model.safetensors"].data_start, theirs.headers["model.safetensors"].data_start
-        for name, tensor in ours.tensors.items():
-            peer = theirs.tensors[name]
-            if (tensor.dtype, tensor.shape) != (peer.dtype, peer.shape):
-                return False
-            for done in range(0, tensor.size, 1 << 24):
-                length = min(1 << 24, tensor.size - done)
-                mine = os.pread(one.fileno(), length, start + tensor.start + done)
-                if mine != os.pread(other.fileno(), length, peer_start + peer.start + done):
-                    return False
-    return True
+    return all(
+        mine == other
+        for name in ours.tensors
+        for mine, other in zip(blocks(ours, name), blocks(theirs, name), strict=True)
+    )
 
 
-def job_environment(folder: Path) -> dict[str, str]:
+def blocks(checkpoint: Checkpoint, name: str) -> Iterator[bytes]:
+    """The bytes of a tensor."""
+    file, header = next((file, header) for file, header in checkpoint.headers.items() if name in header.tensors)
+    tensor = header.tensors[name]
+    with (checkpoint.folder / file).open("rb") as read:
+        for done in range(0, tensor.size, 1 << 24):
+            yield os.pread(read.fileno(), min(1 << 24, tensor.size - done), header.data_start + tensor.start + done)
+
+
+def job_environment(workspace: Path) -> dict[str, str]:
     spec = {
         "model": {"uri": "hf://bench/generated"},
         "tokens": {"add": [{"content": word} for word in WORDS], "padToMultipleOf": PAD},
@@ -174,55 +286,97 @@ def job_environment(folder: Path) -> dict[str, str]:
         "training": {"epochs": 1},
     }
     job = {"name": "bench", "namespace": "bench", "uid": "1", "created": datetime.now(UTC).isoformat(), "spec": spec}
-    (folder / "job.json").write_text(json.dumps(job))
-    return os.environ | {
-        "FINETUNE_JOB": str(folder / "job.json"),
-        "FINETUNE_WORKSPACE": str(folder),
-        "FINETUNE_REPORT": str(folder / "report.json"),
+    (workspace / "job.json").write_text(json.dumps(job))
+    return {key: value for key, value in os.environ.items() if not key.startswith("FINETUNE_")} | {
+        "FINETUNE_JOB": str(workspace / "job.json"),
+        "FINETUNE_WORKSPACE": str(workspace),
+        "FINETUNE_REPORT": str(workspace / "report.json"),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "HF_HUB_OFFLINE": "1",
     }
 
 
-def compared(case: str, ours: Measured, peer: Measured, *, goal: bool) -> Iterator[Row]:
-    for name, measured in (("add-tokens", ours), ("transformers", peer)):
-        yield Row(f"{name}, {case}", "time", measured.seconds, "s")
-        yield Row(f"{name}, {case}", "peak memory, resident", measured.resident / 2**20, "MiB")
-        yield Row(f"{name}, {case}", "peak memory, anonymous", measured.anonymous / 2**20, "MiB")
-    times = peer.seconds / ours.seconds
-    yield Row(f"ratio, {case}", "times faster", times, "x", *(("at least 4", times >= 4) if goal else ()))
-    resident, anonymous = ours.resident / peer.resident, ours.anonymous / peer.anonymous
-    yield Row(f"ratio, {case}", "share of memory, resident", resident, "", "at most 0.1", resident <= 0.1)
-    yield Row(f"ratio, {case}", "share of memory, anonymous", anonymous, "", "at most 0.1", anonymous <= 0.1)
+def at_most(case: str, metric: str, value: float, unit: str, limit: float) -> Row:
+    return Row(case, metric, value, unit, f"at most {limit:g}", value <= limit)
+
+
+def rows_of(bench: Bench, fixed: Measured, *, peers: bool) -> Iterator[Row]:
+    """All measurements of one case; `fixed` is what add-tokens takes where there are no weights to speak of."""
+    case = bench.case.name
+    quick, durable = bench.ours("--no-fsync"), bench.ours()
+    for way, ours, copy in (("no fsync", quick, bench.copy(COPY)), ("fsync", durable, bench.copy(COPY_DURABLE))):
+        yield Row(case, f"add-tokens, {way}", ours.seconds, "s")
+        yield Row(case, f"cp, {way}", copy.seconds, "s")
+        yield at_most(case, f"time over cp, {way}", ours.seconds / copy.seconds, "x", 1.3)
+        beyond = (ours.seconds - fixed.seconds) / copy.seconds
+        yield at_most(case, f"time over cp, {way}, start and tokenizer aside", beyond, "x", 1.3)
+    yield at_most(case, "peak memory", durable.resident / 2**20, "MiB", MEMORY_GOAL / 2**20)
+    if peers:
+        for way, script in (("careful transformers", CAREFUL), ("default transformers", DEFAULT)):
+            peer = bench.transformers(script)
+            yield Row(case, f"{way}", peer.seconds, "s")
+            yield Row(case, f"{way}, peak memory", peer.resident / 2**20, "MiB")
+            times = peer.seconds / quick.seconds
+            yield Row(case, f"times faster than {way}", times, "x", "at least 4", times >= 4)
+            yield at_most(case, f"share of the memory of {way}", quick.resident / peer.resident, "", 0.1)
+            if script is CAREFUL:
+                same = equal(bench.folder / "job/prepared", bench.folder / "peer")
+                yield Row(case, f"equal to {way} bit for bit", float(same), "", "equal", same)
+        shutil.rmtree(bench.folder / "peer")
+    shutil.rmtree(bench.folder / "job/prepared")
+    yield Row(case, "add-tokens, warm cache", bench.warm().seconds, "s")
+
+
+def across(rows: Sequence[Row]) -> Iterator[Row]:
+    """Does memory, or the time with a warm cache, depend on the size?"""
+    for metric, limit in (("peak memory", 1.1), ("add-tokens, warm cache", 1.3)):
+        values = [row.value for row in rows if row.metric == metric]
+        yield at_most("all cases", f"largest over smallest: {metric}", max(values) / min(values), "x", limit)
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", default="0.5,2,4", help="sizes of the checkpoints in GB")
+    parser.add_argument("--peers-up-to", type=float, default=2, help="largest size to load with transformers, in GB")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of add-tokens and cp, of which the best counts")
+    arguments = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="tokens-", dir=FOLDER))
-    try:
-        size = generate(folder / "model")
-        environment = job_environment(folder)
+    rows: list[Row] = []
+    notes = [
+        f"bf16 checkpoints, {len(WORDS)} tokens, rows padded to a multiple of {PAD}; {os.cpu_count()} processors",
+        f"wall time of whole processes, imports included, the best of {arguments.repeat} for add-tokens and cp, one run "
+        "of transformers; the checkpoint was in the page cache for all",
+        "fsync: the result is forced to disk before the process ends, which takes as long as the disk takes",
+        "sharded: add-tokens writes the shards with token matrices and links the others, cp copies all",
+        f"transformers was measured up to {arguments.peers_up_to:g} GB: it holds the model in memory, and more than once",
+    ]
+    with tempfile.TemporaryDirectory(prefix="tokens-", dir=FOLDER) as name:
+        scratch = Path(name)
+        (scratch / "warm-up").mkdir()
+        environment = job_environment(scratch / "warm-up")
         for module in ("torch, transformers", "finetune.steps.tokens.step"):
             subprocess.run([sys.executable, "-c", f"import {module}"], env=environment, check=True)
-        rows: list[Row] = []
-        for case, flag in (("no fsync", ["--no-fsync"]), ("fsync", [])):
-            for result in ("prepared", "peer"):
-                shutil.rmtree(folder / result, ignore_errors=True)
-            ours = measure([sys.executable, "-c", OURS, *flag], environment, folder / "model")
-            arguments = [str(folder / "model"), str(folder / "peer"), "|".join(WORDS), str(PAD)]
-            peer = measure([sys.executable, "-c", PEER, *arguments, *flag], environment, folder / "model")
-            rows += compared(case, ours, peer, goal=bool(flag))
-        same = equal(folder / "prepared", folder / "peer")
-        rows.append(Row("both", "outputs equal bit for bit", float(same), "", "equal", same))
-        notes = [
-            f"one untied bf16 checkpoint of {size / 2**30:.2f} GiB in one file, {len(WORDS)} tokens, "
-            f"rows padded to a multiple of {PAD}; {os.cpu_count()} processors",
-            "wall time of whole processes, imports included; the checkpoint was in the page cache for both",
-            "fsync: the result is forced to disk before the process ends, which takes as long as the disk takes",
-        ]
-        return 0 if write("tokens", rows, "add-tokens beside the careful transformers way", notes) else 1
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        smallest = Case(0, tied=True, sharded=False, hidden=64)
+        fixed = Bench(smallest, folder_for(scratch, "fixed"), arguments.repeat).ours("--no-fsync")
+        rows.append(Row("any case", "start and tokenizer", fixed.seconds, "s"))
+        for size in sorted(float(size) for size in arguments.sizes.split(",")):
+            if shutil.disk_usage(FOLDER).free < 2.2 * size * 1e9 + 2e9:
+                notes.append(f"{size:g} GB was left out: the disk has no room for two copies")
+                continue
+            for tied in (True, False):
+                for sharded in (False, True):
+                    case = Case(size, tied, sharded)
+                    folder = folder_for(scratch, "case")
+                    bench = Bench(case, folder, arguments.repeat)
+                    rows += rows_of(bench, fixed, peers=size <= arguments.peers_up_to)
+                    shutil.rmtree(folder)
+    rows += across(rows)
+    return 0 if write("tokens", rows, "add-tokens beside cp and transformers", notes) else 1
+
+
+def folder_for(scratch: Path, name: str) -> Path:
+    (scratch / name).mkdir()
+    return scratch / name
 
 
 if __name__ == "__main__":
