@@ -29,13 +29,19 @@ def write(name: str, rows: Sequence[Row], title: str = "", notes: Sequence[str] 
     """Print the table, write build/bench/NAME.json, and say whether every goal is met."""
     table = Table(title=title or name, title_justify="left")
     for heading in ("case", "metric"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     table.add_column("value", justify="right")
     for heading in ("unit", "goal", ""):
         table.add_column(heading)
+    shown = ""
     for row in rows:
+        if shown and row.case != shown:
+            table.add_section()
         verdict = {None: "", True: "[green]met[/]", False: "[red]missed[/]"}[row.met]
-        table.add_row(row.case, row.metric, f"{row.value:,.4g}", row.unit, row.goal, verdict)
+        table.add_row(
+            row.case if row.case != shown else "", row.metric, f"{row.value:,.4g}", row.unit, row.goal, verdict
+        )
+        shown = row.case
     console = Console()
     console.print(table)
     for note in notes:
