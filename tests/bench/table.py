@@ -12,6 +12,9 @@ from rich.table import Table
 
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "bench"
 
+LEAST_WIDTH = 120
+"""Columns of the table where the output is no terminal, or a narrow one."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -42,7 +45,7 @@ def write(name: str, rows: Sequence[Row], title: str = "", notes: Sequence[str] 
             row.case if row.case != shown else "", row.metric, f"{row.value:,.4g}", row.unit, row.goal, verdict
         )
         shown = row.case
-    console = Console()
+    console = Console(width=max(Console().width, LEAST_WIDTH))
     console.print(table)
     for note in notes:
         console.print(f"  {note}", highlight=False)
