@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +76,8 @@ def _extend_file(
 ) -> None:
     target.unlink(missing_ok=True)
     with path.open("rb") as source, target.open("wb") as written:
-        write_header(written, _extended_header(header, matrices, rows))
+        extended = _extended_header(header, matrices, rows)
+        write_header(written, extended, _aligned_start(header, extended))
         written.flush()
         first = 0
         for name, tensor in header.tensors.items():
@@ -129,6 +131,15 @@ def _extended_header(header: Header, matrices: Matrices, rows: int) -> Header:
         tensors[name] = replace(tensor, shape=shape, start=position, end=position + size)
         position += size
     return replace(header, tensors=tensors)
+
+
+def _aligned_start(old: Header, new: Header) -> int:
+    """Where, modulo a page, the new data has to start for most of the old bytes to keep their place in their page."""
+    moved: Counter[int] = Counter()
+    for name, tensor in old.tensors.items():
+        if new.tensors[name].size == tensor.size:
+            moved[new.tensors[name].start - tensor.start] += tensor.size
+    return old.data_start - max(moved, key=lambda distance: moved[distance], default=0)
 
 
 def _write_index(checkpoint: Checkpoint, matrices: Matrices, rows: int, path: Path) -> None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
+from finetune.steps.tokens.copying import PAGE
+
 MAX_HEADER_BYTES = 100_000_000
 """The limit that the safetensors library has as well."""
 
@@ -77,8 +79,9 @@ def read_header(path: Path) -> Header:
         raise InvalidSafetensors(f"{path.name}: {error}") from error.__cause__
 
 
-def write_header(file: BinaryIO, header: Header) -> None:
-    """Write length and JSON, padded with spaces so that the data starts at a multiple of 8."""
+def write_header(file: BinaryIO, header: Header, data_start: int | None = None) -> None:
+    """Write length and JSON, padded with spaces so that the data starts at a multiple of 8; and at `data_start` modulo
+    a page, if that is such a multiple."""
     entries: dict[str, Any] = {"__metadata__": dict(header.metadata)} if header.metadata else {}
     for tensor in header.tensors.values():
         entries[tensor.name] = {
@@ -87,7 +90,8 @@ def write_header(file: BinaryIO, header: Header) -> None:
             "data_offsets": [tensor.start, tensor.end],
         }
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    residue, modulus = (data_start, PAGE) if data_start is not None and data_start % 8 == 0 else (0, 8)
+    text += b" " * ((residue - 8 - len(text)) % modulus)
     file.write(struct.pack("<Q", len(text)) + text)
 
 
