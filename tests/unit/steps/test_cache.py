@@ -162,6 +162,13 @@ def test_another_commit_or_another_release_of_the_editor_changes_the_key(
     assert len(place.entries()) == 3
 
 
+def test_the_seed_changes_the_key_only_where_rows_are_drawn(place: Place) -> None:
+    drawn = {"tokens": {"add": [TOKEN], "init": {"sample": "Normal"}}}
+    seeds = [{"training": {"epochs": 1, "seed": seed}} for seed in (1, 2)]
+    assert [place.add_tokens(f"drawn-{n}", drawn | seed)["fromCache"] for n, seed in enumerate(seeds)] == [False, False]
+    assert [place.add_tokens(f"mean-{n}", THINK | seed)["fromCache"] for n, seed in enumerate(seeds)] == [False, True]
+
+
 def from_claim(place: Place, name: str, claim: str) -> bool:
     spec = THINK | {"model": {"uri": f"pvc://{claim}/base"}}
     there = place.layout(name)

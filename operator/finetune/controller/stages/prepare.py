@@ -49,9 +49,7 @@ def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dic
             mounts.append({"name": "tokens", "mountPath": str(file.parent), "readOnly": True})
         # Its own image knows the usual architectures; transformers, whose image reload needs anyway, knows the others.
         init.append(
-            pod.container(
-                settings, Step.ADD_TOKENS, training_image=True, resources=resources, env=cache, mounts=mounts
-            )
+            pod.container(settings, Step.ADD_TOKENS, training_image=True, resources=resources, env=cache, mounts=mounts)
         )
     init.append(pod.container(settings, Step.RELOAD, training_image=True, resources=resources, mounts=read_cache))
     load = pod.container(

@@ -25,7 +25,7 @@ def copy_range(source: int, start: int, end: int, target: int, count: Count) -> 
     position = start
     while position < end:
         try:
-            done = os.copy_file_range(source, target, min(-position % PAGE or BLOCK, end - position), position)
+            done = os.copy_file_range(source, target, min(-position % BLOCK or BLOCK, end - position), position)
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
