@@ -80,6 +80,10 @@ demo: cluster-up ## everything from cluster to trained model, before your eyes
 bench-tokens: $(READY) ## add-tokens beside cp and transformers (SIZES=0.5,2,4,8 in GB)
 	$(BIN)/python -m tests.bench.tokens $(if $(SIZES),--sizes $(SIZES))
 
+.PHONY: bench-vocabulary
+bench-vocabulary: $(READY) ## vocabulary learning on Tang poems: compactness, protection of English, 100 MB
+	$(BIN)/python -m tests.bench.vocabulary
+
 .PHONY: bench-controller
 bench-controller: cluster-up ## 1,000 FineTuneJobs against 1,000 plain Jobs; status latency
 	$(BIN)/python -m tests.bench.controller

@@ -7,9 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from tests import models
+from tests import models, poems
 
 RULES = [
     {"match": "models/tests/gated/*", "action": "gate", "token": "hf_open_sesame"},
@@ -17,6 +18,9 @@ RULES = [
     {"match": "models/tests/slow/*", "action": "throttle", "bytesPerSecond": 200_000},
 ]
 ROWS = 240
+SENTENCES = models.CORPUS.splitlines()
+"""The English that the tiny model's tokenizer was trained on."""
+
 DEMO_DATASET = Path(__file__).parents[2] / "manifests/examples/think-answer/dataset.py"
 
 
@@ -27,14 +31,20 @@ def write(folder: Path) -> None:
     for name in ("tiny", "gated", "truncated", "slow"):
         models.tiny(folder / "models/tests" / name, hidden=128, layers=4, vocabulary=512)
     _link(models.smollm2(), folder / "models/HuggingFaceTB/SmolLM2-135M-Instruct")
-    rows = folder / "datasets/tests/rows"
-    rows.mkdir(parents=True)
-    rows.joinpath("train.jsonl").write_text("".join(json.dumps(_row(number)) + "\n" for number in range(ROWS)))
+    rows = [_row(number) for number in range(ROWS)]
+    for name, content in (("rows", rows), ("poems", _texts(poems.at_hand())), ("english", _texts(SENTENCES))):
+        dataset = folder / "datasets/tests" / name
+        dataset.mkdir(parents=True)
+        dataset.joinpath("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     small = folder / "datasets/finetune/reasoning-small"
     small.mkdir(parents=True)
     with (small / "train.jsonl").open("wb") as file:
         subprocess.run([sys.executable, DEMO_DATASET], stdout=file, check=True)
     (folder / "rules.json").write_text(json.dumps(RULES))
+
+
+def _texts(texts: Iterable[str]) -> list[dict[str, str]]:
+    return [{"text": text} for text in texts]
 
 
 def _row(number: int) -> dict[str, str]:

@@ -43,7 +43,9 @@ def _missing(spec: FineTuneJobSpec) -> Iterator[Missing]:
         yield Missing("layout", spec.layout, "use Staged")
     yield from _store("model.uri", spec.model.uri, "hf:// and pvc://")
     if spec.tokens and spec.tokens.learn:
-        yield Missing("tokens.learn", "learning a vocabulary", "list the tokens in tokens.add or tokens.addFrom")
+        for field, corpus in (("source", spec.tokens.learn.source), ("protect", spec.tokens.learn.protect)):
+            if corpus:
+                yield from _store(f"tokens.learn.{field}.uri", corpus.uri, "hf://datasets/ and pvc://")
     for index, source in enumerate(spec.dataset.sources):
         yield from _store(f"dataset.sources[{index}].uri", source.uri, "hf://datasets/ and pvc://")
     if len(spec.dataset.sources) > 1:

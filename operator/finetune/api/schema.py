@@ -113,6 +113,11 @@ FileUri = Annotated[
     Field(max_length=512),
     Matching(rf"{_CLAIM}/\S*[^/\s]", "must be pvc://CLAIM/PATH, the path of a file"),
 ]
+Split = Annotated[
+    str,
+    Field(max_length=128),
+    Matching(r"\w+(\[-?[0-9]*%?:-?[0-9]*%?\])?", "must look like train, train[:10000], train[-500:] or train[10%:20%]"),
+]
 OutputUri = Annotated[
     str,
     Field(max_length=512),

@@ -103,8 +103,12 @@ class TokensStatus(Model):
     vocabulary_size_before: int | None = Field(None, description="Tokens of the base tokenizer.", ge=0)
     embedding_rows: int | None = Field(None, description="Rows of the extended embedding matrix.", ge=0)
     embedding_rows_before: int | None = Field(None, description="Rows of the base embedding matrix.", ge=0)
+    learned: int | None = Field(None, description="New tokens that were learned from the corpus.", ge=0)
     characters_per_token: CharactersPerToken | None = Field(
-        None, description="Measured on a held-out part of the corpus."
+        None, description="Measured on a tenth of the corpus that nothing was learned from."
+    )
+    protected_characters: int | None = Field(
+        None, description="Characters of protected text, all of which was found to be encoded as before.", ge=0
     )
     proof: Text | None = Field(None, description="What was proven about the extended model before any GPU was used.")
     probabilities: list[TokenProbability] | None = Field(

@@ -42,6 +42,8 @@ def _tokens(result: Result) -> list[str]:
         before, after = result.get(f"{name}Before"), result.get(name)
         if before is not None and after is not None:
             words.append(f"{label} {before:,} → {after:,}")
+    if held_out := result.get("charactersPerToken"):
+        words.append(f"characters per token {held_out['before']:.2f} → {held_out['after']:.2f}")
     return words
 
 

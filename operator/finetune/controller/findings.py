@@ -39,6 +39,8 @@ def _add_tokens(status: FineTuneJobStatus) -> Iterator[str]:
         if tokens.embedding_rows is not None and tokens.embedding_rows_before is not None:
             yield f"embedding rows {tokens.embedding_rows_before:,} → {tokens.embedding_rows:,}"
         yield from ["from the cache"] if tokens.from_cache else []
+        if (held_out := tokens.characters_per_token) is not None:
+            yield f"characters per token {held_out.before:.2f} → {held_out.after:.2f}"
         yield from (f"warning: {text}" for text in tokens.warnings or ())
 
 

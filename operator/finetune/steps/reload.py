@@ -189,18 +189,19 @@ def _prove(
     old_ids = torch.tensor([id_ for id_ in range(_vocab_size(base or folder)) if id_ not in new_ids])
     ids = former(OLD_TEXT)["input_ids"]
     prompts = Prompts.of(tokenizer, message)
-    seen = _run(folder, dtype, ids, old_ids, prompts, [[record.id] for record in records])
+    listed = [record for record in records if record.piece is None]  # learned pieces come up within words
+    seen = _run(folder, dtype, ids, old_ids, prompts, [[record.id] for record in listed])
     proof.was_run = True
     count(checkpoint.size)
     if base is not None:
-        compared = records[: max(SHOWN, min(COMPARED, READING // checkpoint.size))]
+        compared = listed[: max(SHOWN, min(COMPARED, READING // checkpoint.size))]
         pieces = [former.encode(record.content, add_special_tokens=False) for record in compared]
         was = _run(base, dtype, ids, old_ids, Prompts.of(former, message), pieces)
         count(checkpoint.size)
         proof.moved = _prove_equal(was, seen, dtype)
         proof.equal_states = len(seen.hidden)
         proof.message = message
-        proof.probabilities = list(_probabilities(records, was.chances, seen.chances))
+        proof.probabilities = list(_probabilities(listed, was.chances, seen.chances))
     return proof, []
 
 
@@ -227,8 +228,11 @@ def _vocab_size(folder: Path) -> int:
 
 
 def _prove_tokens(tokenizer: Any, records: Sequence[TokenRecord], rows: int) -> None:
-    """Each new token is one id, comes back as its text, and has a row."""
+    """Each new token is one id, comes back as its text, and has a row. A learned piece is one id within words."""
     for record in records:
+        if record.piece is not None:
+            _prove_learned(tokenizer, record, record.piece, rows)
+            continue
         ids = tokenizer.encode(record.content, add_special_tokens=False)
         if ids != [record.id]:
             raise NotProven(f"{record.content!r} is encoded as {ids[:8]}, not as its one id {record.id}")
@@ -248,9 +252,23 @@ def _prove_tokens(tokenizer: Any, records: Sequence[TokenRecord], rows: int) -> 
             )
 
 
+def _prove_learned(tokenizer: Any, record: TokenRecord, piece: str, rows: int) -> None:
+    """A learned piece has the id and the row that it was given, and its text survives, whatever pieces it gets."""
+    if (known := tokenizer.convert_ids_to_tokens(record.id)) != piece:
+        raise NotProven(f"the learned piece {piece!r} has id {record.id}, which the tokenizer knows as {known!r}")
+    if record.id >= rows:
+        raise NotProven(f"{piece!r} has id {record.id}, the embedding only {rows} rows")
+    ids = tokenizer.encode(record.content, add_special_tokens=False)
+    back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    if back.removeprefix(" ") != record.content.removeprefix(" "):
+        raise NotProven(f"the learned piece {record.content!r} comes back as {back!r}")
+
+
 def _prove_old_text(tokenizer: Any, base: Any, records: Sequence[TokenRecord]) -> None:
     """Text without new tokens is encoded as before."""
-    if not any(record.content in OLD_TEXT for record in records) and tokenizer(OLD_TEXT) != base(OLD_TEXT):
+    has_new = any(record.content in OLD_TEXT for record in records if record.piece is None)
+    has_new |= not {record.id for record in records}.isdisjoint(tokenizer(OLD_TEXT)["input_ids"])
+    if not has_new and tokenizer(OLD_TEXT) != base(OLD_TEXT):
         raise NotProven("text without new tokens is encoded differently than before")
 
 

@@ -34,7 +34,7 @@ def test_a_plain_job_can_run():
         ({"training__method": "LoRA"}, "training.method"),
         ({"training__nodes": 2}, "training.nodes"),
         ({"training__embeddingWarmup": {"steps": 1}}, "training.embeddingWarmup"),
-        ({"tokens": {"learn": {"source": {"uri": "pvc://c"}, "size": 5}}}, "tokens.learn"),
+        ({"tokens": {"learn": {"source": {"uri": "s3://b/poems"}, "size": 5}}}, "tokens.learn.source.uri"),
         ({"dataset__packing": "Enabled"}, "dataset.packing"),
     ],
 )

@@ -151,6 +151,17 @@ def test_tokens_of_a_claim_are_mounted_in_the_container_that_reads_them():
     ]
 
 
+def test_a_corpus_to_learn_from_is_read_by_add_tokens_with_the_credentials_of_stores():
+    corpora = {"source": {"uri": "pvc://corpus/poems"}, "protect": {"uri": "hf://datasets/some/text"}}
+    job = FineTuneJob().with_spec(tokens={"learn": {**corpora, "size": 10}}, credentials=[{"secretName": "token"}])
+    spec = pod_of(prepare, job)
+    add_tokens = containers(spec)["add-tokens"]
+    assert mounts(add_tokens)["/claims/corpus"] is True
+    assert "corpus" in [item.get("persistentVolumeClaim", {}).get("claimName") for item in spec["volumes"]]
+    assert add_tokens["envFrom"] == [{"secretRef": {"name": "token"}}]
+    assert "/claims/corpus" not in mounts(containers(spec)["load-dataset"])
+
+
 def test_the_training_pod_gets_what_the_spec_asks_for():
     job = FineTuneJob().training(
         resources={"limits": {"nvidia.com/gpu": "2", "cpu": "8", "memory": "64Gi"}, "requests": {"cpu": "4"}},

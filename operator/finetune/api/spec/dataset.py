@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from finetune.api.schema import NO_PARENT, DatasetUri, Matching, Model, Revision, Switch, rules
+from finetune.api.schema import NO_PARENT, DatasetUri, Model, Revision, Split, Switch, rules
 
 
 class Template(Model):
@@ -45,15 +44,8 @@ class DatasetSource(Model):
     subset: str | None = Field(
         None, description="The configuration of an hf:// dataset that has several.", min_length=1, max_length=128
     )
-    split: Annotated[
-        str,
-        Matching(
-            r"\w+(\[-?[0-9]*%?:-?[0-9]*%?\])?", "must look like train, train[:10000], train[-500:] or train[10%:20%]"
-        ),
-    ] = Field(
-        "train",
-        description="Which rows, in the slicing syntax of datasets: train, train[:10000], train[10%:20%].",
-        max_length=128,
+    split: Split = Field(
+        "train", description="Which rows, in the slicing syntax of datasets: train, train[:10000], train[10%:20%]."
     )
     weight: float = Field(1.0, description="Share of this source in the mixture, relative to the others.", gt=0, le=1e6)
     template: Template | None = Field(

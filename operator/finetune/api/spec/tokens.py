@@ -7,7 +7,18 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from finetune.api.schema import NO_PARENT, DatasetUri, FileUri, Matching, Model, Name, keyed_by, rules
+from finetune.api.schema import (
+    NO_PARENT,
+    DatasetUri,
+    FileUri,
+    Matching,
+    Model,
+    Name,
+    Revision,
+    Split,
+    keyed_by,
+    rules,
+)
 
 MAX_TOKENS = 2_000
 """Tokens that one spec may list; longer lists go into a ConfigMap (`tokens.addFrom`)."""
@@ -137,23 +148,41 @@ class TokensFrom(Model):
 
 
 class TokenSource(Model):
-    """A corpus to learn pieces from."""
+    """A corpus: all the text of a dataset's rows, in any format that dataset.sources takes."""
 
     uri: DatasetUri = Field(
-        description="hf://datasets/..., pvc://CLAIM/PATH, s3://, gs:// or az://.",
+        description="hf://datasets/ORGANISATION/NAME, pvc://CLAIM/PATH (a file or folder), s3://, gs:// or az://.",
         json_schema_extra=rules(NO_PARENT),
+    )
+    revision: Revision = Field("main", description="Branch, tag or commit of an hf:// dataset.")
+    subset: str | None = Field(
+        None, description="The configuration of an hf:// dataset that has several.", min_length=1, max_length=128
+    )
+    split: Split = Field(
+        "train", description="Which rows, as in dataset.sources: train, train[:10000], train[10%:20%]."
     )
 
 
 class LearnTokens(Model):
-    """Vocabulary expansion: continue the tokenizer's own BPE on a domain corpus."""
+    """Vocabulary expansion: continue the tokenizer's own BPE (or Unigram) on a domain corpus.
 
-    source: TokenSource = Field(description="The domain corpus.")
-    protect: TokenSource | None = Field(None, description="General text whose encoding must not change.")
+    New merges follow the old ones, so text without new pieces is encoded exactly as before. A tenth of the corpus is
+    held out to measure on.
+    """
+
+    source: TokenSource = Field(description="The domain corpus, of ten texts or more.")
+    protect: TokenSource | None = Field(
+        None, description="General text whose encoding must not change: no piece is learned that would."
+    )
     size: int = Field(description="How many new ids to learn at most.", ge=1, le=200_000)
     minimum_saving: int = Field(
         2, description="Stop when a piece would save fewer tokens than this on the corpus.", ge=1, le=1_000_000
     )
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """Where text is read from."""
+        return (self.source.uri, *([self.protect.uri] if self.protect else []))
 
 
 class Tokens(Model):

@@ -14,6 +14,9 @@ from finetune.controller.stages import pod
 from finetune.controller.stages.attempt import Outcome, judge
 
 STAGE = "prepare"
+LEARNING = {"TOKENIZERS_PARALLELISM": "true"}
+"""The images switch it off. Learning a vocabulary is the tokenizers library's work, and nothing forks after it."""
+
 STEPS = (Step.DOWNLOAD, Step.ADD_TOKENS, Step.RELOAD, Step.LOAD_DATASET)
 
 
@@ -24,7 +27,8 @@ def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dic
     secrets = [credential.secret_name for credential in spec.credentials or ()]
     model, dataset = claims_of(spec.model.uri), claims_of(*(source.uri for source in spec.dataset.sources))
     source = spec.tokens.add_from if spec.tokens else None
-    tokens = claims_of(source.uri if source else None)
+    learn = spec.tokens.learn if spec.tokens else None
+    tokens = claims_of(source.uri if source else None, *(learn.uris if learn else ()))
     output = claims_of(spec.output.uri if spec.output else None)
     claims = tuple(dict.fromkeys((*model, *dataset, *tokens, *output, *pod.cache_claims(spec))))
     hub, cache = pod.hub_environment(settings), pod.cache_environment(spec)
@@ -49,7 +53,15 @@ def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dic
             mounts.append({"name": "tokens", "mountPath": str(file.parent), "readOnly": True})
         # Its own image knows the usual architectures; transformers, whose image reload needs anyway, knows the others.
         init.append(
-            pod.container(settings, Step.ADD_TOKENS, training_image=True, resources=resources, env=cache, mounts=mounts)
+            pod.container(
+                settings,
+                Step.ADD_TOKENS,
+                training_image=True,
+                resources=resources,
+                env={**cache, **({**hub, **LEARNING} if learn else {})},
+                credentials=secrets if learn else (),
+                mounts=mounts,
+            )
         )
     init.append(pod.container(settings, Step.RELOAD, training_image=True, resources=resources, mounts=read_cache))
     load = pod.container(

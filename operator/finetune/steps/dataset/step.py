@@ -149,8 +149,9 @@ def _malformed(source: DatasetSource, rows: Any, index: int, error: MalformedRow
 
 
 def _unused(model: Path, seen: Any) -> list[str]:
-    """The job's new tokens that no training example contains, as many as status has room for."""
-    unused = [record.content for record in read_record(model) if not seen[record.id]]
+    """The job's new tokens that no training example contains, as many as status has room for. Not those that were
+    learned: many of these are only steps towards longer ones."""
+    unused = [record.content for record in read_record(model) if record.piece is None and not seen[record.id]]
     return unused[:MAX_UNUSED]
 
 

@@ -31,6 +31,15 @@ def keep_decodable(tokenizer: Tokenizer, contents: Iterable[str]) -> list[str]:
     return broken
 
 
+def text_of_bytes(name: str) -> str | None:
+    """The text that a piece of a byte-level vocabulary stands for; None when its bytes are only a part of one."""
+    bytes_of = {character: byte for byte, character in _alphabet().items()}
+    try:
+        return bytes(bytes_of[character] for character in name).decode("utf-8")
+    except (KeyError, UnicodeDecodeError):
+        return None
+
+
 def any_of(words: list[str]) -> str:
     """A regular expression for any of some sorted, distinct words, shaped like a prefix tree: it is tried on each token
     that is ever decoded, and thousands of alternatives one after the other would be felt."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from finetune.api.contract import ExitCode
@@ -101,9 +101,22 @@ def make_plan(
     )
 
 
+def with_learned(plan: Plan, learned: Sequence[Added], default: TokenInit | None, multiple: int, seed: int = 0) -> Plan:
+    """The plan with pieces that were learned; `plan.vocabulary` has them already."""
+    if not learned:
+        return plan
+    inits, records = dict(plan.inits), list(plan.records)
+    source = _source(Requested(learned[0].token, "spec.tokens.learn"), default, plan.vocabulary)
+    for item in learned:
+        inits[item.id], described = _init(item, source, (seed, item.id))
+        records.append(TokenRecord(item.token.content, item.id, False, False, described, item.piece))
+    rows = max(plan.rows, -(-plan.vocabulary.length // multiple) * multiple)
+    return replace(plan, added=[*plan.added, *learned], rows=rows, inits=inits, records=records)
+
+
 def draws(requested: Iterable[Requested], default: TokenInit | None) -> bool:
     """Whether any row depends on the job's seed."""
-    inits = (item.init(default)[0] for item in requested)
+    inits = (default, *(item.init(default)[0] for item in requested))
     return any(init is not None and (init.sample is not None or init.noise is not None) for init in inits)
 
 

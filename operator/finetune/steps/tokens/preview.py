@@ -8,6 +8,8 @@ from finetune.steps.tokens.editor import extended_size
 from finetune.steps.tokens.step import asked_for, planned
 from finetune.steps.tokens.vocabulary import Vocabulary
 
+UNLEARNED = "the pieces of spec.tokens.learn are not among these: they are learned when the step runs"
+
 
 def run(job: StepJob, layout: Layout) -> StepReport:
     """Report a TokenPlan, or the failure that add-tokens would end with."""
@@ -43,7 +45,7 @@ def run(job: StepJob, layout: Layout) -> StepReport:
         ],
         size_bytes_before=checkpoint.size,
         size_bytes=extended_size(checkpoint, matrices, plan.rows),
-        warnings=list(plan.warnings),
+        warnings=[*plan.warnings, *([UNLEARNED] if job.spec.tokens and job.spec.tokens.learn else [])],
     )
     return StepReport(step=Step.ADD_TOKENS, result=result.wire())
 

@@ -13,13 +13,17 @@ FILE = "finetune-tokens.json"
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """A token that was added, and what its rows were made of."""
+    """A token that was added, and what its rows were made of.
+
+    `piece` is the name in the tokenizer's vocabulary of one that was learned; None for an added token.
+    """
 
     content: str
     id: int
     special: bool
     normalized: bool
     init: dict[str, Any]
+    piece: str | None = None
 
 
 def write_record(folder: Path, records: Iterable[TokenRecord]) -> None:

@@ -23,7 +23,8 @@ from finetune.steps.tokens.config import write_beside_weights
 from finetune.steps.tokens.copying import take_file
 from finetune.steps.tokens.editor import columns_of, extend, extended_size
 from finetune.steps.tokens.initialise import Normal, factor_bytes
-from finetune.steps.tokens.plan import Plan, draws, make_plan
+from finetune.steps.tokens.learn.job import LearnedTokens, learned_for, lesson_of
+from finetune.steps.tokens.plan import Plan, draws, make_plan, with_learned
 from finetune.steps.tokens.record import write_record
 from finetune.steps.tokens.requested import Requested, requested_tokens
 from finetune.steps.tokens.safetensors_file import InvalidSafetensors
@@ -47,6 +48,7 @@ def run(job: StepJob, layout: Layout) -> StepReport:
         "init": tokens.init and tokens.init.wire(),
         "padToMultipleOf": tokens.pad_to_multiple_of,
         "seed": job.spec.training.seed if draws(requested, tokens.init) else None,
+        "learn": tokens.learn and lesson_of(tokens.learn, layout),
     }
     with Progress(Step.ADD_TOKENS, "byte") as progress:
         write = cached(
@@ -61,17 +63,8 @@ def run(job: StepJob, layout: Layout) -> StepReport:
 
 
 def asked_for(job: StepJob, layout: Layout) -> list[Requested]:
-    """The tokens that the job wants, checked; raises StepFailure for what is wrong with them."""
-    if job.spec.tokens is None:
-        return []
-    if job.spec.tokens.learn is not None:
-        raise StepFailure(
-            ExitCode.BAD_CONFIGURATION,
-            "NotImplemented",
-            "spec.tokens.learn: learning a vocabulary is not implemented yet",
-            "List the tokens in spec.tokens.add or spec.tokens.addFrom.",
-        )
-    return requested_tokens(job.spec.tokens, layout)
+    """The tokens that the job lists, checked; raises StepFailure for what is wrong with them."""
+    return requested_tokens(job.spec.tokens, layout) if job.spec.tokens else []
 
 
 def planned(job: StepJob, layout: Layout, requested: Sequence[Requested]) -> tuple[Checkpoint, Matrices, Plan]:
@@ -113,14 +106,18 @@ def add_tokens(
 ) -> dict[str, Any]:
     """Write the model with its further tokens into the folder `target` and return a TokensStatus's wire form.
 
-    Raises StepFailure for whatever the user has to change: tokens, model, size of the workspace.
+    Raises StepFailure for whatever the user has to change: tokens, corpus, model, size of the workspace.
     """
     checkpoint, matrices, plan = planned(job, layout, requested)
+    learned, tokens = None, job.spec.tokens
+    if tokens is not None and tokens.learn is not None:
+        learned = learned_for(tokens.learn, plan.vocabulary, layout, target)
+        plan = with_learned(plan, learned.added, tokens.init, tokens.pad_to_multiple_of, job.spec.training.seed)
     _log(plan)
     size = extended_size(checkpoint, matrices, plan.rows)
     if not plan.added:
         _take_all(layout.model, target)
-        return _status(plan, matrices.rows, []).wire()
+        return _status(plan, matrices.rows, learned, []).wire()
     if any(isinstance(init, Normal) for init in plan.inits.values()):
         columns = max(columns_of(checkpoint.tensors[name]) for name in matrices.names)
         require_memory(factor_bytes(columns), "the covariance of the embedding's columns (init.sample: Normal)")
@@ -134,15 +131,20 @@ def add_tokens(
     with room_for(target, size, "the model with its new tokens"):
         extend(checkpoint, matrices, plan.rows, plan.inits, plan.trained_rows, target, count)
         stale = write_beside_weights(
-            layout.model, target, plan.vocabulary.tokenizer, plan.added, plan.rows, generic_class=bool(plan.mended)
+            layout.model,
+            target,
+            plan.vocabulary.tokenizer,
+            [item for item in plan.added if item.piece is None],
+            plan.rows,
+            generic_class=bool(plan.mended),
         )
         write_record(target, plan.records)
     warnings = [f"{name} was left out: it does not know the new tokens, tokenizer.json does" for name in stale]
-    return _status(plan, matrices.rows, warnings).wire()
+    return _status(plan, matrices.rows, learned, warnings).wire()
 
 
-def _status(plan: Plan, rows_before: int, warnings: Sequence[str]) -> TokensStatus:
-    everything = [*plan.warnings, *warnings]
+def _status(plan: Plan, rows_before: int, learned: LearnedTokens | None, warnings: Sequence[str]) -> TokensStatus:
+    everything = [*plan.warnings, *(learned.warnings if learned else ()), *warnings]
     if len(everything) > 16:
         everything = [*everything[:15], f"and {len(everything) - 15} more warnings, in the log of add-tokens"]
     return TokensStatus(
@@ -152,6 +154,9 @@ def _status(plan: Plan, rows_before: int, warnings: Sequence[str]) -> TokensStat
         vocabulary_size_before=plan.size_before,
         embedding_rows=plan.rows,
         embedding_rows_before=rows_before,
+        learned=learned and len(learned.added),
+        characters_per_token=learned and learned.characters_per_token,
+        protected_characters=learned and learned.protected,
         warnings=everything or None,
     )
 

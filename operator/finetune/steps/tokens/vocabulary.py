@@ -35,12 +35,16 @@ class Collision(ValueError):
 
 @dataclass(frozen=True)
 class Added:
-    """A token that was added: its id, and the ids of the pieces that running text had in its place before."""
+    """A token that was added: its id, and the ids of the pieces that running text had in its place before.
+
+    `piece` is the name in the model's vocabulary of one that was learned; None for an added token.
+    """
 
     token: NewToken
     id: int
     pieces: tuple[int, ...]
     leading_space: bool
+    piece: str | None = None
 
 
 class Vocabulary:
@@ -50,6 +54,10 @@ class Vocabulary:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        self.replace(tokenizer)
+
+    def replace(self, tokenizer: Tokenizer) -> None:
+        """Go on with this tokenizer, which knows further tokens."""
         self.tokenizer = tokenizer
         ids = tokenizer.get_vocab(with_added_tokens=True)
         self._names = {id_: name for name, id_ in ids.items()}
