@@ -11,11 +11,13 @@ import pytest
 from tokenizers import Tokenizer
 
 from finetune.api.contract import MAX_REPORT_BYTES, ExitCode
+from finetune.api.spec import LearnTokens
 from finetune.steps import reload
 from finetune.steps.failure import StepFailure
 from finetune.steps.staging import publish
 from finetune.steps.tokens import step
 from finetune.steps.tokens.checkpoint import read_checkpoint
+from finetune.steps.tokens.learn.job import moving
 from finetune.steps.tokens.record import read_record
 from tests.models import tiny
 from tests.poems import made as poems
@@ -122,6 +124,20 @@ def test_the_same_corpus_again_does_nothing_a_changed_one_starts_anew(workspace:
     assert (workspace / "prepared/model.safetensors").stat() == before
     write(workspace, "poems.jsonl", poems(seed=7))
     assert result(workspace, learn())["charactersPerToken"] != first["charactersPerToken"]
+
+
+@pytest.mark.parametrize(
+    ("source", "fields"),
+    [
+        ({"uri": "hf://datasets/team/poems"}, ["spec.tokens.learn.source"]),
+        ({"uri": "hf://datasets/team/poems", "revision": "0123456789abcdef0123456789abcdef01234567"}, []),
+        ({"uri": "pvc://corpus/poems.txt"}, []),
+    ],
+)
+def test_pieces_of_a_branch_that_may_move_are_not_shared_between_jobs(
+    source: dict[str, Any], fields: list[str]
+) -> None:
+    assert moving(LearnTokens.model_validate({"source": source, "size": 10})) == fields
 
 
 def test_two_runs_give_the_same_tokenizer_to_the_byte(

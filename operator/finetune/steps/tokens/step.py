@@ -23,7 +23,7 @@ from finetune.steps.tokens.config import write_beside_weights
 from finetune.steps.tokens.copying import take_file
 from finetune.steps.tokens.editor import columns_of, extend, extended_size
 from finetune.steps.tokens.initialise import Normal, factor_bytes
-from finetune.steps.tokens.learn.job import LearnedTokens, learned_for, lesson_of
+from finetune.steps.tokens.learn.job import LearnedTokens, learned_for, lesson_of, moving
 from finetune.steps.tokens.plan import Plan, draws, make_plan, with_learned
 from finetune.steps.tokens.record import write_record
 from finetune.steps.tokens.requested import Requested, requested_tokens
@@ -51,13 +51,17 @@ def run(job: StepJob, layout: Layout) -> StepReport:
         "learn": tokens.learn and lesson_of(tokens.learn, layout),
     }
     with Progress(Step.ADD_TOKENS, "byte") as progress:
-        write = cached(
-            layout,
-            EXTENDED,
-            lambda: {**inputs, "model": identity(job, layout), "format": FORMAT},
-            lambda partial: add_tokens(job, layout, partial, requested, progress),
-        )
-        result = publish(layout.prepared, inputs, write)
+
+        def write(partial: Path) -> dict[str, Any]:
+            return add_tokens(job, layout, partial, requested, progress)
+
+        if tokens.learn and (fields := moving(tokens.learn)):
+            log.info("not shared through the cache: set %s.revision to a commit for that", fields[0])
+            result = publish(layout.prepared, inputs, write)
+        else:
+            key = {**inputs, "format": FORMAT}
+            shared = cached(layout, EXTENDED, lambda: {**key, "model": identity(job, layout)}, write)
+            result = publish(layout.prepared, inputs, shared)
     result.pop("reused", None)
     return StepReport(step=Step.ADD_TOKENS, result=result)
 

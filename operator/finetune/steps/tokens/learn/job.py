@@ -14,6 +14,7 @@ from typing import Any
 from finetune.api.contract import ExitCode, Layout
 from finetune.api.spec import LearnTokens, NewToken
 from finetune.api.status import CharactersPerToken
+from finetune.steps.base import is_commit
 from finetune.steps.failure import StepFailure
 from finetune.steps.tokens.vocabulary import Added, Vocabulary
 
@@ -40,6 +41,16 @@ def lesson_of(wanted: LearnTokens, layout: Layout) -> dict[str, Any]:
         "source": identity(dataset_source(wanted.source), layout),
         "protect": wanted.protect and identity(dataset_source(wanted.protect), layout),
     }
+
+
+def moving(wanted: LearnTokens) -> list[str]:
+    """The corpora that may be others tomorrow: branches and tags of a hub. What is learned from them is never shared."""
+    corpora = [(SOURCE, wanted.source), (PROTECT, wanted.protect)]
+    return [
+        field
+        for field, corpus in corpora
+        if corpus is not None and corpus.uri.startswith("hf://") and not is_commit(corpus.revision)
+    ]
 
 
 def learned_for(wanted: LearnTokens, vocabulary: Vocabulary, layout: Layout, folder: Path) -> LearnedTokens:
