@@ -44,7 +44,7 @@ def lesson_of(wanted: LearnTokens, layout: Layout) -> dict[str, Any]:
 
 
 def moving(wanted: LearnTokens) -> list[str]:
-    """The corpora that may be others tomorrow: branches and tags of a hub. What is learned from them is never shared."""
+    """The corpora that may be others tomorrow, a branch of a hub; what is learned from them is never shared."""
     corpora = [(SOURCE, wanted.source), (PROTECT, wanted.protect)]
     return [
         field
