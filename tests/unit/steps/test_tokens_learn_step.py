@@ -134,9 +134,7 @@ def test_the_same_corpus_again_does_nothing_a_changed_one_starts_anew(workspace:
         ({"uri": "pvc://corpus/poems.txt"}, []),
     ],
 )
-def test_pieces_of_a_branch_that_may_move_are_never_shared(
-    source: dict[str, Any], fields: list[str]
-) -> None:
+def test_pieces_of_a_branch_that_may_move_are_never_shared(source: dict[str, Any], fields: list[str]) -> None:
     assert moving(LearnTokens.model_validate({"source": source, "size": 10})) == fields
 
 
