@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.api import GROUP, KIND, PLURAL, VERSION
@@ -115,6 +116,12 @@ def structural(model: type[Model]) -> dict[str, Any]:
 _DROPPED = ("title", "additionalProperties", "examples", "const", "propertyNames")
 
 
+def _merged(inner: Mapping[str, Any], outer: Mapping[str, Any]) -> dict[str, Any]:
+    """What a field says goes before what its type says; their rules hold together."""
+    rules = [*inner.get(RULES, ()), *outer.get(RULES, ())]
+    return {**inner, **outer, **({RULES: rules} if rules else {})}
+
+
 def _structural(node: Any, definitions: dict[str, Any]) -> Any:
     if isinstance(node, list):
         return [_structural(item, definitions) for item in node]
@@ -122,11 +129,11 @@ def _structural(node: Any, definitions: dict[str, Any]) -> Any:
         return node
     node = dict(node)
     if reference := node.pop("$ref", None):
-        node = {**definitions[reference.rpartition("/")[2]], **node}
+        node = _merged(definitions[reference.rpartition("/")[2]], node)
     if "anyOf" in node:
         options = [option for option in node.pop("anyOf") if option.get("type") != "null"]
         assert len(options) == 1, f"the API has no unions: {options}"
-        return _structural({**options[0], **node}, definitions)
+        return _structural(_merged(options[0], node), definitions)
     if node.get("default", ...) is None:
         del node["default"]
     values = node.get("additionalProperties")
