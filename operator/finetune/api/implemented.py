@@ -12,12 +12,10 @@ from typing import NamedTuple
 from finetune.api.spec import (
     FineTuneJobSpec,
     Layout,
-    Mask,
     Method,
     Objective,
     Optimizer,
     Parallelism,
-    Switch,
 )
 
 
@@ -46,14 +44,8 @@ def _missing(spec: FineTuneJobSpec) -> Iterator[Missing]:
         for field, corpus in (("source", spec.tokens.learn.source), ("protect", spec.tokens.learn.protect)):
             if corpus:
                 yield from _store(f"tokens.learn.{field}.uri", corpus.uri, "hf://datasets/ and pvc://")
-    for index, source in enumerate(spec.dataset.sources):
-        yield from _store(f"dataset.sources[{index}].uri", source.uri, "hf://datasets/ and pvc://")
-    if len(spec.dataset.sources) > 1:
-        yield Missing("dataset.sources", "mixing several sources", "join them into one")
-    if spec.dataset.packing != Switch.DISABLED:
-        yield Missing("dataset.packing", spec.dataset.packing, "use Disabled")
-    if spec.dataset.mask != Mask.ASSISTANT:
-        yield Missing("dataset.mask", spec.dataset.mask, "use Assistant")
+    for field, source in spec.dataset.places():
+        yield from _store(f"dataset.{field}.uri", source.uri, "hf://datasets/, pvc:// and s3://")
     if training.objective == Objective.PREFERENCE:
         yield Missing("training.objective", training.objective, "use Supervised or Pretraining")
     if training.method != Method.FULL:

@@ -120,15 +120,37 @@ class TokensStatus(Model):
     warnings: list[Text] | None = Field(None, description="What may surprise later.", max_length=16)
 
 
+class SourceStatus(Model):
+    """What one source of the dataset turned out to be."""
+
+    format: str = Field(description="What its rows are; told by their columns where the spec does not say.", max_length=64)
+    rows: int = Field(0, description="Rows that were read.", ge=0)
+    examples: int = Field(0, description="Examples in the training data, repeated ones counted each time.", ge=0)
+
+
+Counts = Annotated[dict[str, Annotated[int, Field(ge=0)]], Field(json_schema_extra={"maxProperties": 16})]
+"""How many, for each reason."""
+
+
 class DatasetStatus(Model):
     """What the dataset turned out to be."""
 
+    sources: list[SourceStatus] | None = Field(None, description="The sources, in the spec's order.", max_length=32)
     examples: int = Field(0, description="Examples to train on.", ge=0)
     validation_examples: int = Field(0, description="Examples held out.", ge=0)
+    packed_rows: int | None = Field(
+        None, description="Rows of up to maxLength tokens that the examples were packed into.", ge=0
+    )
     tokens: int = Field(0, description="Tokens of all examples.", ge=0)
     trained_tokens: int = Field(0, description="Tokens that carry the loss.", ge=0)
-    truncated: int = Field(0, description="Examples that were shortened to maxLength.", ge=0)
+    truncated: int = Field(0, description="Rows that were shortened to maxLength.", ge=0)
+    truncated_by: Counts | None = Field(
+        None, description="How: LostTurns (whole turns at the end) or CutIntoPieces (text, nothing lost)."
+    )
     dropped: int = Field(0, description="Rows that could not be used.", ge=0)
+    dropped_by: Counts | None = Field(
+        None, description="Why: TooLong (no whole answer within maxLength) or NothingToLearn (no answer in it)."
+    )
     unused_tokens: list[Text] | None = Field(
         None, description="New tokens that never occur in the data and so stay untrained.", max_length=32
     )

@@ -191,7 +191,7 @@ def _claims(spec: FineTuneJobSpec) -> tuple[str, ...]:
     output = spec.output.uri if spec.output else None
     tokens = spec.tokens.add_from.uri if spec.tokens and spec.tokens.add_from else None
     learn = spec.tokens.learn.uris if spec.tokens and spec.tokens.learn else ()
-    return claims_of(spec.model.uri, *(source.uri for source in spec.dataset.sources), tokens, *learn, output)
+    return claims_of(spec.model.uri, *spec.dataset.uris, tokens, *learn, output)
 
 
 def _cache(spec: FineTuneJobSpec, claims: Path, places: dict[str, Path]) -> Path | None:

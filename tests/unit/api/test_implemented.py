@@ -35,7 +35,8 @@ def test_a_plain_job_can_run():
         ({"training__nodes": 2}, "training.nodes"),
         ({"training__embeddingWarmup": {"steps": 1}}, "training.embeddingWarmup"),
         ({"tokens": {"learn": {"source": {"uri": "s3://b/poems"}, "size": 5}}}, "tokens.learn.source.uri"),
-        ({"dataset__packing": "Enabled"}, "dataset.packing"),
+        ({"dataset__sources": [{"uri": "gs://bucket/rows"}]}, "dataset.sources[0].uri"),
+        ({"dataset__validation": {"source": {"uri": "az://box/rows"}}}, "dataset.validation.source.uri"),
     ],
 )
 def test_a_value_without_behaviour_is_named_with_a_remedy(changes, field):

@@ -18,7 +18,7 @@ from finetune.api.schema import (
     keyed_by,
     rules,
 )
-from finetune.api.spec.dataset import Dataset, DatasetSource, Mask, Template, Validation
+from finetune.api.spec.dataset import Dataset, DatasetSource, FileFormat, Format, Mask, Template, Validation
 from finetune.api.spec.job import (
     AccessMode,
     Cache,
@@ -76,7 +76,9 @@ __all__ = [
     "DatasetUri",
     "EmbeddingWarmup",
     "EnvVar",
+    "FileFormat",
     "FineTuneJobSpec",
+    "Format",
     "Layout",
     "LearnTokens",
     "LoRA",

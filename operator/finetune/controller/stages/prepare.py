@@ -25,7 +25,7 @@ def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dic
     spec = observed.spec
     resources = spec.prepare.resources
     secrets = [credential.secret_name for credential in spec.credentials or ()]
-    model, dataset = claims_of(spec.model.uri), claims_of(*(source.uri for source in spec.dataset.sources))
+    model, dataset = claims_of(spec.model.uri), claims_of(*spec.dataset.uris)
     source = spec.tokens.add_from if spec.tokens else None
     learn = spec.tokens.learn if spec.tokens else None
     tokens = claims_of(source.uri if source else None, *(learn.uris if learn else ()))

@@ -16,10 +16,9 @@ from typing import Any
 
 from finetune.api.contract import ExitCode
 from finetune.steps.dataset.rows import MalformedRow, Message
+from finetune.steps.dataset.span import Span
 from finetune.steps.failure import StepFailure
 
-Span = tuple[int, int]
-"""Start and end, in characters."""
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 

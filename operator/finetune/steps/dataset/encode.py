@@ -1,54 +1,96 @@
-"""Examples to token ids and labels.
+"""Examples to token ids, and which of them carry the loss.
 
-A label is the id itself where the token is learned and -100 elsewhere; the first label of an example is always -100,
-since nothing predicts a first token.
+Rendering is Python's work and tokenising is Rust's, which lets go of the interpreter's lock: while one batch is
+tokenised, the next is rendered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from finetune.api.spec import Objective
-from finetune.steps.dataset.chat import ChatRenderer, Span
+from finetune.api.spec import Mask, Objective
+from finetune.steps.dataset.chat import ChatRenderer
+from finetune.steps.dataset.colossal import Colossal
 from finetune.steps.dataset.rows import Completion, Conversation, Example, MalformedRow
+from finetune.steps.dataset.span import Span, token_span
 
 IGNORED = -100
 """The label of a token that carries no loss, as in torch and transformers."""
 
 
+class Dropped(StrEnum):
+    """Why a row gives no example."""
+
+    TOO_LONG = "TooLong"
+    NOTHING_TO_LEARN = "NothingToLearn"
+
+
+class Truncated(StrEnum):
+    """How a row was made to fit."""
+
+    LOST_TURNS = "LostTurns"
+    CUT_INTO_PIECES = "CutIntoPieces"
+
+
 @dataclass
 class Counts:
-    """What became of the rows."""
+    """What became of rows that could not be taken as they are."""
 
-    truncated: int = 0
-    dropped: int = 0
+    truncated: Counter[Truncated] = field(default_factory=Counter)
+    dropped: Counter[Dropped] = field(default_factory=Counter)
+    shortest: int | None = None
+    """Tokens of the shortest row that was too long."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example: ids and labels of equal length."""
+    """One example: its ids, and the spans of them that carry the loss (in order, never with the first token, which
+    nothing predicts). `row` is the place, among the rows encoded together, that it comes from."""
 
+    row: int
     ids: list[int]
-    labels: list[int]
+    learned: tuple[Span, ...]
 
     @property
-    def learned(self) -> int:
-        """How many tokens carry the loss."""
-        return sum(label != IGNORED for label in self.labels)
+    def labels(self) -> list[int]:
+        """The id itself where a token carries the loss, and `IGNORED` elsewhere."""
+        labels = [IGNORED] * len(self.ids)
+        for start, end in self.learned:
+            labels[start:end] = self.ids[start:end]
+        return labels
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A rendered example: its text, the spans of it that carry the loss, ids that stand before the text's own, and a
+    beginning of the text that is tokenised by itself as well, to mask as many tokens as it has."""
+
+    text: str
+    learned: Sequence[Span]
+    opening: tuple[int, ...] = ()
+    masked: str = ""
+
+
+Drafts = tuple[Sequence[Example], list[_Draft]]
 
 
 @dataclass
 class Encoder:
-    """Turns examples into ids and labels of at most `max_length` tokens, counting what had to go."""
+    """Turns examples into ids and learned spans of at most `max_length` tokens, counting what had to go."""
 
     tokenizer: Any
     created: datetime
     objective: Objective
     max_length: int
+    mask: Mask = Mask.ASSISTANT
     counts: Counts = field(default_factory=Counts)
 
     @cached_property
@@ -56,8 +98,24 @@ class Encoder:
         """Made when a conversation comes: plain text needs no chat template."""
         return ChatRenderer(self.tokenizer, self.created)
 
-    def encode(self, examples: Sequence[Example]) -> Iterator[Encoded]:
-        """The examples in order, tokenised together. One example gives none, one, or (long plain text) several."""
+    @cached_property
+    def colossal(self) -> Colossal | None:
+        return Colossal(self.tokenizer) if self.mask == Mask.COLOSSAL else None
+
+    def encode(self, batches: Iterable[Sequence[Example]]) -> Iterator[list[Encoded]]:
+        """Each batch of examples, encoded. A row gives none, one, or (long plain text) several."""
+        with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as thread:
+            pending: tuple[Drafts, Future[list[Any]]] | None = None
+            for examples in batches:
+                drafts = self._drafts(examples)
+                future = thread.submit(self._tokenised, drafts)
+                if pending:
+                    yield self._encoded(pending[0], pending[1].result())
+                pending = (examples, drafts), future
+            if pending:
+                yield self._encoded(pending[0], pending[1].result())
+
+    def _drafts(self, examples: Sequence[Example]) -> list[_Draft]:
         drafts = []
         for index, example in enumerate(examples):
             try:
@@ -65,22 +123,24 @@ class Encoder:
             except MalformedRow as error:
                 error.index = index
                 raise
-        for example, draft, ids, offsets in zip(examples, drafts, *self._tokenise(drafts), strict=True):
-            pieces = [self._labelled(ids, offsets, draft.learned)]
-            if len(ids) > self.max_length:
-                pieces = self._shortened(example, draft, ids, offsets)
-                self.counts.truncated += bool(pieces)
-            useful = [piece for piece in pieces if piece.learned]
-            self.counts.dropped += not useful
-            yield from useful
+        return drafts
 
     def _draft(self, example: Example) -> _Draft:
+        if self.colossal:
+            return self._colossal_draft(self.colossal, example)
         if isinstance(example, Conversation):
             text, spans = self.chat.render(example.messages, example.learned_from)
             return self._whole(_Draft(text, spans))
-        prompt, answer = (example.prompt, example.completion) if isinstance(example, Completion) else ("", example.text)
+        prompt, answer = _texts(example)
         text, start = self._framed(prompt, answer)
         return self._whole(_Draft(text, [(start, len(text))]))
+
+    def _colossal_draft(self, colossal: Colossal, example: Example) -> _Draft:
+        if isinstance(example, Conversation):
+            text, spans = colossal.conversation(example.messages, example.learned_from)
+            return _Draft(text, spans, opening=colossal.opening)
+        text, masked = colossal.pair(*_texts(example))
+        return _Draft(text, [(0, len(text))], masked=masked)
 
     def _whole(self, draft: _Draft) -> _Draft:
         """Continued pre-training masks nothing."""
@@ -101,68 +161,96 @@ class Encoder:
         first = self.tokenizer("", add_special_tokens=True)["input_ids"][:1]
         return str(self.tokenizer.bos_token) if first and first[0] == self.tokenizer.bos_token_id else ""
 
-    def _tokenise(self, drafts: Sequence[_Draft]) -> tuple[list[list[int]], list[list[Span]]]:
-        if not drafts:
-            return [], []
-        encoded = self.tokenizer(
-            [draft.text for draft in drafts],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            truncation=False,
-            verbose=False,
-        )
-        return encoded["input_ids"], encoded["offset_mapping"]
+    @cached_property
+    def _backend(self) -> Any:
+        """The Rust tokenizer itself: transformers would make Python lists of every token's offsets."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
 
-    def _labelled(self, ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span]) -> Encoded:
-        """A token is learned when a part of it lies in a span, as transformers' own assistant mask has it: where the
-        header ends in a space, the answer's first letter is in the token of that space."""
-        labels = [IGNORED] * len(ids)
-        remaining = iter(spans)
-        span = next(remaining, None)
-        for index, (start, end) in enumerate(offsets):
-            while span and start >= span[1]:
-                span = next(remaining, None)
-            if span is None:
-                break
-            if end > span[0]:
-                labels[index] = ids[index]
-        labels[:1] = [IGNORED]
-        return Encoded(list(ids), labels)
+    def _tokenised(self, drafts: Sequence[_Draft]) -> list[Any]:
+        """The drafts' texts, then those of their masked beginnings that there are."""
+        texts = [draft.text for draft in drafts] + [draft.masked for draft in drafts if draft.masked]
+        encodings: list[Any] = self._backend.encode_batch(texts, add_special_tokens=False)
+        return encodings
 
-    def _shortened(self, example: Example, draft: _Draft, ids: list[int], offsets: list[Span]) -> list[Encoded]:
-        """What is left of an example that is too long: whole turns of a conversation, pieces of a plain text under
+    def _encoded(self, batch: Drafts, encodings: Sequence[Any]) -> list[Encoded]:
+        examples, drafts = batch
+        masked = iter(encodings[len(drafts) :])
+        encoded: list[Encoded] = []
+        for row, (example, draft) in enumerate(zip(examples, drafts, strict=True)):
+            whole = self._example(row, draft, encodings[row], len(next(masked)) if draft.masked else 0)
+            encoded += self._fitted(example, whole)
+        return encoded
+
+    def _example(self, row: int, draft: _Draft, encoding: Any, masked: int) -> Encoded:
+        before, length = len(draft.opening), len(draft.text)
+        ids = [*draft.opening, *encoding.ids] if before else encoding.ids
+        spans = []
+        for span in draft.learned:
+            start, end = (0, len(encoding)) if span == (0, length) else token_span(encoding, span, length)
+            start = max(start + before, masked, spans[-1][1] if spans else 1)
+            if start < end + before:
+                spans.append((start, end + before))
+        return Encoded(row, ids, tuple(spans))
+
+    def _fitted(self, example: Example, whole: Encoded) -> Sequence[Encoded]:
+        """What is left of an example: whole turns of a conversation that is too long, pieces of such a plain text under
         Pretraining, nothing of what cannot be cut without leaving half an answer."""
+        unpaired = self.colossal and isinstance(example, Conversation) and len(example.messages) % 2
+        if len(whole.ids) <= self.max_length and not unpaired:
+            return self._useful([whole])
+        if not whole.learned:
+            return self._useful([])
+        pieces: Sequence[Encoded] = []
         if isinstance(example, Conversation):
-            return self._whole_turns(example)
-        if self.objective == Objective.PRETRAINING:
-            whole = self._labelled(ids, offsets, draft.learned)
-            cuts = range(0, len(ids), self.max_length)
-            return [
-                Encoded(ids[cut : cut + self.max_length], [IGNORED, *whole.labels[cut + 1 : cut + self.max_length]])
-                for cut in cuts
+            pieces, how = self._whole_turns(whole.row, example), Truncated.LOST_TURNS
+        elif self.objective == Objective.PRETRAINING:
+            pieces, how = self._pieces(whole), Truncated.CUT_INTO_PIECES
+        if pieces:
+            self.counts.truncated[how] += 1
+            return self._useful(pieces)
+        self.counts.dropped[Dropped.TOO_LONG] += 1
+        self.counts.shortest = min(len(whole.ids), self.counts.shortest or len(whole.ids))
+        return []
+
+    def _useful(self, pieces: Sequence[Encoded]) -> Sequence[Encoded]:
+        useful = [piece for piece in pieces if piece.learned]
+        if not useful:
+            self.counts.dropped[Dropped.NOTHING_TO_LEARN] += 1
+        return useful
+
+    def _pieces(self, whole: Encoded) -> list[Encoded]:
+        pieces = []
+        for cut in range(0, len(whole.ids), self.max_length):
+            ids = whole.ids[cut : cut + self.max_length]
+            spans = ((max(start - cut, 1), min(end - cut, len(ids))) for start, end in whole.learned)
+            pieces.append(Encoded(whole.row, ids, tuple(span for span in spans if span[0] < span[1])))
+        return pieces
+
+    def _whole_turns(self, row: int, example: Conversation) -> list[Encoded]:
+        """The longest beginning of the conversation that fits and ends with an answer; a whole number of pairs of turns
+        by Colossal's rule."""
+        if self.colossal:
+            ends = list(range(2, len(example.messages) + 1, 2))
+        else:
+            messages = example.messages[:-1]
+            ends = [
+                index + 1
+                for index, message in enumerate(messages)
+                if message.role == "assistant" and index >= example.learned_from
             ]
-        return []
 
-    def _whole_turns(self, example: Conversation) -> list[Encoded]:
-        """The longest beginning of the conversation that ends with an answer and fits."""
-        answers = [
-            index + 1
-            for index, message in enumerate(example.messages[:-1])
-            if message.role == "assistant" and index >= example.learned_from
-        ]
-        for length in reversed(answers):
-            shorter = Conversation(example.messages[:length], example.learned_from)
-            draft = self._draft(shorter)
-            (ids,), (offsets,) = self._tokenise([draft])
-            if len(ids) <= self.max_length:
-                return [self._labelled(ids, offsets, draft.learned)]
-        return []
+        def beginning(end: int) -> Encoded:
+            draft = self._draft(Conversation(example.messages[:end], example.learned_from))
+            return self._example(row, draft, self._tokenised([draft])[0], 0)
+
+        fitting = bisect_right(ends, self.max_length, key=lambda end: len(beginning(end).ids))
+        return [beginning(ends[fitting - 1])] if fitting else []
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """A rendered example and the spans of it that are learned."""
-
-    text: str
-    learned: list[Span]
+def _texts(example: Example) -> tuple[str, str]:
+    """What comes before the learned text, and that."""
+    assert not isinstance(example, Conversation)
+    return (example.prompt, example.completion) if isinstance(example, Completion) else ("", example.text)

@@ -1,7 +1,7 @@
 """`finetune-step load-dataset`: rows in, token ids and labels out, so that GPU time is not spent on tokenising.
 
-Memory stays bounded whatever the dataset's size: rows are read from a memory map, a batch at a time, and written as
-they are encoded.
+Memory stays bounded whatever the dataset's size: rows are read from a memory map, a batch at a time, and encoded onto
+the disk; then it is settled by number which examples come in what order, and they are copied in that order.
 """
 
 from __future__ import annotations
@@ -9,13 +9,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
-from finetune.api.spec import DatasetSource
+from finetune.api.spec import DatasetSource, Switch
 from finetune.steps.base import base_model
-from finetune.steps.dataset.rows import Example, Format, MalformedRow, recognised
+from finetune.steps.dataset.encode import Counts, Encoder
+from finetune.steps.dataset.encoded_rows import EncodedRows
+from finetune.steps.dataset.mixture import Ingredient, held_out, mixed
+from finetune.steps.dataset.packing import packed, require_isolation
+from finetune.steps.dataset.rows import Example, Format, MalformedRow, other_format, recognised, said
 from finetune.steps.dataset.sources import identity, opened, prepare_environment
 from finetune.steps.dataset.template import templated
 from finetune.steps.failure import StepFailure
@@ -31,8 +40,6 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 MAX_UNUSED = 32
 """Names in `DatasetStatus.unused_tokens`."""
 
-SOURCE = "spec.dataset.sources[0]"
-
 log = logging.getLogger(__name__)
 
 
@@ -40,111 +47,222 @@ def run(job: StepJob, layout: Layout) -> StepReport:
     """Write `dataset/train` and, if rows are held out, `dataset/validation`; report what they hold."""
     model = base_model(layout)
     inputs = {
-        "source": identity(job.spec.dataset.sources[0], layout),
+        "sources": [identity(source, layout) for _, source in job.spec.dataset.places()],
         "dataset": job.spec.dataset.wire(),
         "objective": job.spec.training.objective,
         "seed": job.spec.training.seed,
         "created": job.created if _prints_date(model) else None,
         "tokenizer": _tokenizer_digest(model),
     }
-    result = publish(layout.dataset, inputs, lambda folder: _write(job, layout, model, folder))
+    result = publish(layout.dataset, inputs, lambda folder: _Loading(job, layout, model, folder).write())
     return StepReport(step=Step.LOAD_DATASET, result=result)
 
 
-def _write(job: StepJob, layout: Layout, model: Path, folder: Path) -> dict[str, Any]:
-    cache = folder / ".source"
-    prepare_environment(cache)
-    from transformers import AutoTokenizer
+@dataclass
+class _Source:
+    """A source of which all rows are known and none is encoded yet."""
 
-    from finetune.steps.dataset.encode import Encoder
-    from finetune.steps.dataset.write import DatasetWriter
+    place: str
+    """Its field in the spec."""
 
-    dataset, training = job.spec.dataset, job.spec.training
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    _must_be_fast(tokenizer)
-    rows = opened(dataset.sources[0], layout, cache, SOURCE)
-    row_format = _format(job, rows.column_names)
-    log.info("%d rows in the format %s", len(rows), row_format.name)
-    encoder = Encoder(tokenizer, job.created, training.objective, dataset.max_length)
-    parts = _parts(rows, dataset.validation.fraction, training.seed)
-    hasher, written, read = hashlib.sha256(), {}, 0
-    with Progress(Step.LOAD_DATASET, "row") as progress:
-        for name, part in parts.items():
-            shutil.rmtree(folder / name, ignore_errors=True)
-            with DatasetWriter(folder / name, len(tokenizer), hasher) as writer:
-                for start in range(0, len(part), BATCH):
-                    try:
-                        writer.write(encoder.encode(_examples(part[start : start + BATCH], row_format)))
-                    except MalformedRow as error:
-                        raise _malformed(dataset.sources[0], part, start + error.index, error) from error
-                    progress.update(read + min(start + BATCH, len(part)), len(rows))
-            read += len(part)
-            written[name] = writer
-    train, validation = written["train"], written.get("validation")
-    if not train.examples:
-        raise StepFailure(
-            ExitCode.BAD_DATA,
-            "NothingToTrainOn",
-            f"spec.dataset: none of the {len(parts['train'])} rows gives an example with a learned token within "
-            f"maxLength {dataset.max_length}",
-            "Raise spec.dataset.maxLength, or check what the rows hold.",
+    spec: DatasetSource
+    rows: Any
+    format: Format
+    places: npt.NDArray[np.int64]
+    """Where each row stands in the source's order; below zero if it is held out."""
+
+
+@dataclass
+class _Loading:
+    """The work itself, in `folder`."""
+
+    job: StepJob
+    layout: Layout
+    model: Path
+    folder: Path
+    categories: dict[str, int] = field(default_factory=dict)
+
+    def write(self) -> dict[str, Any]:
+        """Everything; the wire form of DatasetStatus."""
+        dataset = self.job.spec.dataset
+        if dataset.packing == Switch.ENABLED:
+            require_isolation(self.model)
+        cache = self.folder / ".source"
+        prepare_environment(cache)
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.model)
+        _must_be_fast(tokenizer)
+        sources = [self._open(place, source, cache) for place, source in dataset.places()]
+        encoded = EncodedRows(self.folder / ".encoded")
+        counts = self._encode(tokenizer, sources, encoded)
+        shutil.rmtree(cache, ignore_errors=True)
+        result = self._arrange(sources, encoded, len(tokenizer), counts)
+        shutil.rmtree(self.folder / ".encoded", ignore_errors=True)
+        return result
+
+    def _open(self, place: str, source: DatasetSource, cache: Path) -> _Source:
+        where = f"spec.dataset.{place}"
+        rows = opened(source, self.layout, cache, where)
+        columns = rows.column_names
+        if source.template:
+            row_format = templated(source.template, columns, f"{where}.template")
+        elif source.format:
+            row_format = said(source.format, columns, where)
+        else:
+            row_format = recognised(columns, where)
+        log.info("%s: %d rows in the format %s", where, len(rows), row_format.name)
+        dataset, seed = self.job.spec.dataset, self.job.spec.training.seed
+        if place == "validation.source":
+            return _Source(where, source, rows, row_format, np.arange(-len(rows), 0))
+        places = held_out(len(rows), dataset.validation.fraction, seed)
+        if places.max() < 0:
+            raise StepFailure(
+                ExitCode.BAD_CONFIGURATION,
+                "TooFewRows",
+                f"spec.dataset.validation.fraction: {dataset.validation.fraction} of the {len(rows)} rows of {where} "
+                "leaves nothing to train on",
+                "Lower the fraction, or add rows.",
+            )
+        return _Source(where, source, rows, row_format, places)
+
+    # ---- rows to ids
+
+    def _encode(self, tokenizer: Any, sources: list[_Source], encoded: EncodedRows) -> Counts:
+        spec = self.job.spec
+        encoder = Encoder(
+            tokenizer, self.job.created, spec.training.objective, spec.dataset.max_length, spec.dataset.mask
         )
-    shutil.rmtree(cache, ignore_errors=True)
-    return {
-        "examples": train.examples,
-        "validationExamples": validation.examples if validation else 0,
-        "tokens": train.tokens,
-        "trainedTokens": train.learned,
-        "truncated": encoder.counts.truncated,
-        "dropped": encoder.counts.dropped,
-        "unusedTokens": _unused(model, train.seen),
-        "digest": hasher.hexdigest(),
-    }
+        total, before = sum(len(source.rows) for source in sources), 0
+        with Progress(Step.LOAD_DATASET, "row") as progress:
+            for number, source in enumerate(sources):
+                firsts: list[tuple[int, list[int] | None]] = []
+                try:
+                    for index, examples in enumerate(encoder.encode(self._batches(source, firsts))):
+                        first, categories = firsts[index]
+                        encoded.append(examples, first, number, categories)
+                        progress.update(min(before + first + BATCH, total), total)
+                except MalformedRow as error:
+                    raise _malformed(source, firsts[-1][0] + error.index, error) from error
+                before += len(source.rows)
+        encoded.finish()
+        return encoder.counts
+
+    def _batches(self, source: _Source, firsts: list[tuple[int, list[int] | None]]) -> Iterator[list[Example]]:
+        """The rows in batches, as examples; what is appended to `firsts` says where each batch begins."""
+        by_category = self.job.spec.dataset.buckets is not None and "category" in source.rows.column_names
+        plain = source.rows.with_format("arrow")
+        for first in range(0, len(source.rows), BATCH):
+            table = plain[first : first + BATCH]
+            categories = None
+            if by_category:
+                names = (str(name) for name in table["category"].to_pylist())
+                categories = [self.categories.setdefault(name, len(self.categories)) for name in names]
+            firsts.append((first, categories))
+            yield source.format.examples(table)
+
+    # ---- ids to rows of training data
+
+    def _arrange(
+        self, sources: list[_Source], encoded: EncodedRows, vocabulary: int, counts: Counts
+    ) -> dict[str, Any]:
+        spec = self.job.spec
+        ingredients, validation = _divided(sources, encoded)
+        for source, ingredient in zip(sources, ingredients, strict=False):
+            if not len(ingredient.numbers):
+                raise _nothing(source, counts, spec.dataset.max_length)
+        order = mixed(ingredients, spec.dataset.buckets, spec.training.seed)
+        hasher = hashlib.sha256()
+        parts = {"train": order} | ({"validation": [validation]} if self._validates else {})
+        written: dict[str, Any] = {}
+        packing = spec.dataset.packing == Switch.ENABLED
+        from finetune.steps.dataset.write import DatasetWriter, joined, unpacked
+
+        for name, runs in parts.items():
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            writer = DatasetWriter(self.folder / name, vocabulary, hasher, packed=packing)
+            if packing:
+                rows = joined(
+                    window
+                    for run in runs
+                    for window in packed(run, encoded.lengths, spec.dataset.max_length, spec.training.seed)
+                )
+            else:
+                rows = joined(map(unpacked, runs))
+            for _ in writer.write(encoded, rows):
+                pass
+            written[name] = writer
+        train, held = written["train"], written.get("validation")
+        used = np.bincount(encoded.sources[np.concatenate(order)], minlength=len(sources))
+        return {
+            "sources": [
+                {"format": source.format.name, "rows": len(source.rows), "examples": int(examples)}
+                for source, examples in zip(sources, used, strict=True)
+            ],
+            "examples": train.examples,
+            "validationExamples": held.examples if held else 0,
+            **({"packedRows": train.rows} if packing else {}),
+            "tokens": train.tokens,
+            "trainedTokens": train.learned,
+            "truncated": counts.truncated.total(),
+            **({"truncatedBy": dict(counts.truncated)} if counts.truncated else {}),
+            "dropped": counts.dropped.total(),
+            **({"droppedBy": dict(counts.dropped)} if counts.dropped else {}),
+            "unusedTokens": _unused(self.model, train.seen),
+            "digest": hasher.hexdigest(),
+        }
+
+    @property
+    def _validates(self) -> bool:
+        validation = self.job.spec.dataset.validation
+        return bool(validation.fraction or validation.source)
 
 
-def _format(job: StepJob, columns: list[str]) -> Format:
-    source = job.spec.dataset.sources[0]
-    if source.template:
-        return templated(source.template, columns, f"{SOURCE}.template")
-    return recognised(columns, SOURCE)
+def _divided(sources: list[_Source], encoded: EncodedRows) -> tuple[list[Ingredient], npt.NDArray[np.int64]]:
+    """The examples of every source to train on, and all those held out, each in their source's order."""
+    ingredients, validation = [], [np.zeros(0, np.int64)]
+    for number, source in enumerate(sources):
+        numbers = np.flatnonzero(encoded.sources == number)
+        places = source.places[encoded.rows[numbers]]
+        in_order = np.argsort(places, kind="stable")
+        numbers, training = numbers[in_order], places[in_order] >= 0
+        validation.append(numbers[~training])
+        if source.spec.weight is not None or training.any() or source.places.max() >= 0:
+            chosen = numbers[training]
+            ingredients.append(
+                Ingredient(chosen, encoded.categories[chosen], source.spec.weight, source.spec.max_repeats)
+            )
+    return ingredients, np.concatenate(validation)
 
 
-def _parts(rows: Any, fraction: float, seed: int) -> dict[str, Any]:
-    """Training rows and held-out rows: the same that `train_test_split` gives with this seed."""
-    if not fraction:
-        return {"train": rows}
-    try:
-        parts = rows.train_test_split(test_size=fraction, seed=seed)
-    except ValueError as error:
-        raise StepFailure(
-            ExitCode.BAD_CONFIGURATION,
-            "TooFewRows",
-            f"spec.dataset.validation.fraction: {fraction} of {len(rows)} rows leaves nothing to train on",
-            "Lower the fraction, or add rows.",
-        ) from error
-    return {"train": parts["train"], "validation": parts["test"]}
-
-
-def _examples(columns: dict[str, list[Any]], row_format: Format) -> list[Example]:
-    """Some rows, given column by column, read as examples."""
-    examples = []
-    for index, values in enumerate(zip(*columns.values(), strict=True)):
-        try:
-            examples.append(row_format.read(dict(zip(columns, values, strict=True))))
-        except MalformedRow as error:
-            error.index = index
-            raise
-    return examples
-
-
-def _malformed(source: DatasetSource, rows: Any, index: int, error: MalformedRow) -> StepFailure:
-    order = rows._indices  # of a held-out split's rows; the user counts as the source does
-    number = (index if order is None else order.column(0)[index].as_py()) + 1
+def _malformed(source: _Source, index: int, error: MalformedRow) -> StepFailure:
+    other = None if source.spec.template else other_format(source.rows[index], source.format)
+    split = source.spec.split
+    if other:
+        return StepFailure(
+            ExitCode.BAD_DATA,
+            "MixedFormats",
+            f"{source.place}: {source.spec.uri}: row {index + 1} of {split} is {other}, and the rows were taken for "
+            f"{source.format.name} ({', '.join(source.format.columns)})",
+            "Put rows of different formats into different files, each a source of its own.",
+        )
     return StepFailure(
         ExitCode.BAD_DATA,
         "MalformedRow",
-        f"{SOURCE}: row {number} of {source.split}: {error}",
+        f"{source.place}: {source.spec.uri}: row {index + 1} of {split}: {error}",
         "Mend the row, or write a template that can do with it.",
+    )
+
+
+def _nothing(source: _Source, counts: Counts, max_length: int) -> StepFailure:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.dropped.items()))
+    too_long = f"; the shortest that is too long has {counts.shortest} tokens" if counts.shortest else ""
+    return StepFailure(
+        ExitCode.BAD_DATA,
+        "NothingToTrainOn",
+        f"{source.place}: {source.spec.uri}: none of its {len(source.rows)} rows gives an example with a learned token "
+        f"within maxLength {max_length} (dropped: {reasons or 'none'}{too_long})",
+        "Raise spec.dataset.maxLength, or check what the rows hold.",
     )
 
 

@@ -27,12 +27,13 @@ def templated(template: Template, columns: Sequence[str], field: str) -> Format:
     for name in set(environment.globals) - {"range"}:
         del environment.globals[name]
     parts = {name: text for name, text in template.wire().items() if text}
-    compiled = {}
+    compiled, used = {}, set[str]()
     for name, text in parts.items():
         place = f"{field}.{name}"
         try:
             wanted = meta.find_undeclared_variables(environment.parse(text))
             compiled[name] = environment.from_string(text)
+            used |= wanted
         except TemplateSyntaxError as error:
             raise StepFailure(
                 ExitCode.BAD_CONFIGURATION,
@@ -72,7 +73,7 @@ def templated(template: Template, columns: Sequence[str], field: str) -> Format:
             tuple(Message(role, render(role, row)) for role in ("system", "user", "assistant") if role in compiled)
         )
 
-    return Format("template", tuple(columns), read)
+    return Format("Template", tuple(column for column in columns if column in used), read)
 
 
 def _not_null(value: Any) -> Any:

@@ -1,67 +1,109 @@
-"""Writes encoded examples as an Arrow dataset, in bounded memory, counting and digesting on the way."""
+"""Writes the training data as an Arrow dataset, in bounded memory, counting and digesting on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
-from datasets.arrow_writer import ArrowWriter
+import numpy.typing as npt
+import pyarrow as pa
 
-from finetune.steps.dataset.encode import IGNORED, Encoded
+from finetune.steps.dataset.encode import IGNORED
+from finetune.steps.dataset.encoded_rows import EncodedRows
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-FEATURES = {"input_ids": datasets.List(datasets.Value("int32")), "labels": datasets.List(datasets.Value("int32"))}
-ROWS_IN_MEMORY = 1_000
+LISTS = datasets.List(datasets.Value("int32"))
+FILE = "data-00000-of-00001.arrow"
+TOKENS_IN_MEMORY = 1 << 18
+
+Numbers = npt.NDArray[np.int64]
 
 
 class DatasetWriter:
-    """Writes a folder that `datasets.load_from_disk` reads. Counts examples, tokens, learned tokens; notes the ids."""
+    """Writes a folder that `datasets.load_from_disk` reads: rows of input_ids and labels, and of seq_lengths, the
+    lengths of the examples in a row, where examples are packed. Counts rows, examples, tokens and learned tokens, and
+    notes which ids occur."""
 
-    def __init__(self, folder: Path, vocabulary: int, hasher: _Hash) -> None:
-        """`hasher` takes in the bytes of every example: length, ids, labels, as little-endian int32."""
-        self.examples = self.tokens = self.learned = 0
+    def __init__(self, folder: Path, vocabulary: int, hasher: _Hash, *, packed: bool) -> None:
+        """`hasher` takes in all that is written: lengths, ids and labels, as little-endian int32."""
+        self.rows = self.examples = self.tokens = self.learned = 0
         self.seen = np.zeros(vocabulary, bool)
-        self._folder, self._hasher = folder, hasher
-        self._file = folder.with_suffix(".arrow")
-        self._writer = ArrowWriter(
-            features=datasets.Features(FEATURES), path=str(self._file), writer_batch_size=ROWS_IN_MEMORY
-        )
+        self._folder, self._hasher, self._packed = folder, hasher, packed
 
-    def write(self, examples: Iterable[Encoded]) -> None:
-        """Append examples."""
-        for example in examples:
-            ids, labels = np.asarray(example.ids, "<i4"), np.asarray(example.labels, "<i4")
-            self._hasher.update(np.asarray([len(ids)], "<i4").tobytes() + ids.tobytes() + labels.tobytes())
-            self.seen[ids] = True
-            self.examples += 1
-            self.tokens += len(ids)
-            self.learned += int((labels != IGNORED).sum())
-            self._writer.write({"input_ids": ids, "labels": labels})
+    def write(self, encoded: EncodedRows, rows: Iterable[Numbers]) -> Iterator[int]:
+        """Write rows, each given as the numbers of its examples. Says after every batch how many examples it had."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        names = ("input_ids", "labels", "seq_lengths")[: 3 if self._packed else 2]
+        features = datasets.Features(dict.fromkeys(names, LISTS))
+        with pa.ipc.new_stream(self._folder / FILE, features.arrow_schema) as stream:
+            for batch in _batches(rows, encoded.lengths):
+                columns = self._columns(encoded, batch)
+                stream.write_batch(pa.record_batch(columns[: len(names)], schema=features.arrow_schema))
+                yield sum(map(len, batch))
+        datasets.DatasetInfo(features=features).write_to_directory(str(self._folder))
+        state = {
+            "_data_files": [{"filename": FILE}],
+            "_fingerprint": self._hasher.hexdigest()[:16],
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": None,
+        }
+        (self._folder / "state.json").write_text(json.dumps(state, indent=1))
 
-    def __enter__(self) -> DatasetWriter:
-        return self
+    def _columns(self, encoded: EncodedRows, batch: Sequence[Numbers]) -> list[pa.Array]:
+        """Ids, labels and lengths of some rows, as lists."""
+        numbers = np.concatenate(batch)
+        ids, learned = encoded.tokens(numbers)
+        lengths = encoded.lengths[numbers].astype("<i4")
+        learned[np.cumsum(lengths) - lengths] = False  # nothing predicts the first token of an example
+        labels = np.where(learned, ids, np.int32(IGNORED)).astype("<i4")
+        sizes = np.fromiter(map(len, batch), np.int32, len(batch))
+        ends = np.cumsum(sizes)
+        bounds = _offsets(np.add.reduceat(lengths, ends - sizes))
+        self.rows += len(batch)
+        self.examples += len(numbers)
+        self.tokens += len(ids)
+        self.learned += int(learned.sum())
+        self.seen[ids] = True
+        for part in (lengths, ids, labels) if not self._packed else (sizes.astype("<i4"), lengths, ids, labels):
+            self._hasher.update(part.tobytes())
+        return [
+            *(pa.ListArray.from_arrays(bounds, pa.array(values)) for values in (ids, labels)),
+            pa.ListArray.from_arrays(_offsets(sizes), pa.array(lengths)),
+        ]
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._writer.close()
-        elif self.examples:
-            self._writer.finalize()
-            _folder_of(self._file).save_to_disk(str(self._folder))
-        else:
-            self._writer.close()
-            datasets.Dataset.from_dict({"input_ids": [], "labels": []}, datasets.Features(FEATURES)).save_to_disk(
-                str(self._folder)
-            )
-        self._file.unlink(missing_ok=True)
+
+def _offsets(lengths: npt.NDArray[np.int32]) -> pa.Array:
+    return pa.array(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32))
 
 
-def _folder_of(file: Path) -> Any:
-    return datasets.Dataset.from_file(str(file))
+def _batches(rows: Iterable[Numbers], lengths: npt.NDArray[np.int32]) -> Iterator[list[Numbers]]:
+    """Rows of about `TOKENS_IN_MEMORY` tokens together."""
+    batch: list[Numbers] = []
+    tokens = 0
+    for row in rows:
+        batch.append(row)
+        tokens += int(lengths[row].sum())
+        if tokens >= TOKENS_IN_MEMORY:
+            yield batch
+            batch, tokens = [], 0
+    if batch:
+        yield batch
+
+
+def unpacked(order: Numbers) -> Iterator[Numbers]:
+    """Every example in a row of its own."""
+    return (order[place : place + 1] for place in range(len(order)))
+
+
+def joined(buckets: Iterable[Iterable[Numbers]]) -> Iterator[Numbers]:
+    return chain.from_iterable(buckets)
