@@ -123,7 +123,9 @@ class TokensStatus(Model):
 class SourceStatus(Model):
     """What one source of the dataset turned out to be."""
 
-    format: str = Field(description="What its rows are; told by their columns where the spec does not say.", max_length=64)
+    format: str = Field(
+        description="What its rows are; told by their columns where the spec does not say.", max_length=64
+    )
     rows: int = Field(0, description="Rows that were read.", ge=0)
     examples: int = Field(0, description="Examples in the training data, repeated ones counted each time.", ge=0)
 

@@ -96,7 +96,7 @@ def test_the_examples_on_disk_are_those_that_were_encoded(tmp_path: Path) -> Non
     ],
 )
 def test_the_number_of_steps(examples: int, training: dict[str, Any], devices: int, steps: int) -> None:
-    plan = Plan(Training.model_validate(training), Path(), devices, examples, 0, {})
+    plan = Plan(Training.model_validate(training), Path(), devices, examples, 0, False, {})
     assert plan.steps == steps
     assert plan.accumulation * plan.training.micro_batch_size * devices == plan.training.batch_size
 

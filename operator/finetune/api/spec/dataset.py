@@ -78,7 +78,7 @@ class DatasetSource(Model):
     format: Format | None = Field(
         None,
         description="What a row is: Text (text), PromptCompletion (prompt, completion), SourceTarget (source, target), "
-        "Messages (messages or conversations) or Instruction (instruction, input, output); absent: told by the columns.",
+        "Messages (messages or conversations) or Instruction (instruction, input, output); absent: the columns tell.",
     )
     revision: Revision = Field("main", description="Branch, tag or commit of an hf:// dataset.")
     subset: str | None = Field(

@@ -19,7 +19,6 @@ from finetune.steps.dataset.rows import MalformedRow, Message
 from finetune.steps.dataset.span import Span
 from finetune.steps.failure import StepFailure
 
-
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 

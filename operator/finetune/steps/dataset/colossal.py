@@ -59,7 +59,9 @@ class Colossal:
         text, spans = SYSTEM, []
         for index, message in enumerate(messages):
             if message.role not in SPEAKERS:
-                raise MalformedRow(f"turn {index + 1} is {message.role}'s; mask Colossal knows human and assistant only")
+                raise MalformedRow(
+                    f"turn {index + 1} is {message.role}'s; mask Colossal knows human and assistant only"
+                )
             text += f"{SPEAKERS[message.role]}: "
             start = len(text)
             text += f"{self._bos}{message.content}{self._eos}" if message.content else self._bos

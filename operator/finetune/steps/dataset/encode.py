@@ -187,7 +187,7 @@ class Encoder:
     def _example(self, row: int, draft: _Draft, encoding: Any, masked: int) -> Encoded:
         before, length = len(draft.opening), len(draft.text)
         ids = [*draft.opening, *encoding.ids] if before else encoding.ids
-        spans = []
+        spans: list[Span] = []
         for span in draft.learned:
             start, end = (0, len(encoding)) if span == (0, length) else token_span(encoding, span, length)
             start = max(start + before, masked, spans[-1][1] if spans else 1)

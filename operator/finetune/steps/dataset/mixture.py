@@ -1,4 +1,4 @@
-"""Which examples are trained on, how often, and in what order: arithmetic on numbers of examples, deterministic by seed.
+"""Which examples are trained on, how often, and in what order: arithmetic on their numbers, deterministic by seed.
 
 Mixing: each source gives its share of the mixture, which is as large as the sources' limits of repetition allow, and is
 spread evenly over it, so that every part of the mixture has about the whole's proportions.

@@ -83,6 +83,10 @@ class MalformedRow(Exception):
     index: int = 0
 
 
+class UndecodableRow(MalformedRow):
+    """A row whose bytes are not UTF-8: Arrow lets them pass and Python does not."""
+
+
 @dataclass(frozen=True)
 class Format:
     """A way to read rows. `columns` must be there, `optional` ones may be; no others are read."""
@@ -92,14 +96,16 @@ class Format:
     read: Callable[[Row], Example]
     optional: tuple[str, ...] = ()
     read_column: Callable[[pa.ChunkedArray], list[Example] | None] | None = None
-    """Reads the only column all at once, or declines: then the rows are read one by one, and errors have their place."""
+    """Reads the only column all at once, or declines: then rows are read one by one, and errors have their place."""
 
-    def examples(self, table: pa.Table) -> list[Example]:
-        """Some rows, as examples; a MalformedRow knows its place among them."""
-        if self.read_column and (examples := self.read_column(table[self.columns[0]])) is not None:
-            return examples
-        names = [name for name in (*self.columns, *self.optional) if name in table.column_names]
-        columns = [table[name].to_pylist() for name in names]
+    def examples(self, rows: pa.Table | Mapping[str, list[Any]]) -> list[Example]:
+        """Some rows, given column by column, as examples; a MalformedRow knows its place among them."""
+        if isinstance(rows, pa.Table):
+            if self.read_column and (examples := self.read_column(rows[self.columns[0]])) is not None:
+                return examples
+            rows = {name: rows[name].to_pylist() for name in rows.column_names}
+        names = [name for name in (*self.columns, *self.optional) if name in rows]
+        columns = [rows[name] for name in names]
         examples = []
         for index, values in enumerate(zip(*columns, strict=True)):
             try:
@@ -198,7 +204,7 @@ def _conversations(column: pa.ChunkedArray) -> list[Example] | None:
     if None in names or not all(lengths):
         return None
     spoken = [names[index] for index in roles.indices.to_pylist()]
-    messages = list(map(Message, spoken, contents.to_pylist()))  # type: ignore[arg-type]
+    messages = list(map(Message, spoken, contents.to_pylist()))
     bounds = pairwise(accumulate(lengths, initial=0))
     return [Conversation(tuple(messages[start:end])) for start, end in bounds]
 

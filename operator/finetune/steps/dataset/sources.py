@@ -1,4 +1,4 @@
-"""Where rows come from: files in a claim, or a dataset on a hub, opened by `datasets` itself.
+"""Where rows come from: files in a claim or a bucket, or a dataset on a hub, opened by `datasets` itself.
 
 Splits, slices, configurations and file layouts therefore mean what they mean there. What this module adds is the
 translation of everything that can go wrong into an error that names the field and the remedy.
@@ -6,22 +6,17 @@ translation of everything that can go wrong into an error that names the field a
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import ExitCode, Layout
 from finetune.api.spec import DatasetSource
+from finetune.steps.dataset import bucket, file_checks, files
 from finetune.steps.failure import StepFailure
 
-BUILDERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-"""The builder of `datasets` for a file, by the end of its name."""
-
-HUB = "hf://datasets/"
+HUB, BUCKET = "hf://datasets/", "s3://"
 
 
 def prepare_environment(cache: Path) -> None:
@@ -34,7 +29,8 @@ def prepare_environment(cache: Path) -> None:
 
 
 def identity(source: DatasetSource, layout: Layout) -> dict[str, Any]:
-    """What the rows depend on. Files in a claim may change under the same name: their sizes and times belong to it."""
+    """What the rows depend on. Files in a claim or a bucket may change under the same name: sizes and times belong to
+    it."""
     description = source.wire()
     if source.uri.startswith("pvc://"):
         place = layout.claim_path(source.uri)
@@ -44,6 +40,8 @@ def identity(source: DatasetSource, layout: Layout) -> dict[str, Any]:
             for path in files
             if path.is_file()
         ]
+    elif source.uri.startswith(BUCKET):
+        description["files"] = bucket.listing(source.uri)
     return description
 
 
@@ -56,7 +54,7 @@ def opened(source: DatasetSource, layout: Layout, cache: Path, field: str) -> An
     builder = None
     try:
         builder = datasets.load_dataset_builder(
-            **_location(source, layout, field), name=source.subset, cache_dir=str(cache)
+            **_location(source, layout, cache, field), name=source.subset, cache_dir=str(cache)
         )
         builder.download_and_prepare()
         rows = builder.as_dataset(split=source.split)
@@ -81,12 +79,24 @@ def opened(source: DatasetSource, layout: Layout, cache: Path, field: str) -> An
     return rows
 
 
-def _location(source: DatasetSource, layout: Layout, field: str) -> dict[str, Any]:
+def columns_of(rows: Any, names: Iterable[str]) -> Any:
+    """The rows with these columns of them that there are. Slices are Arrow tables where the values are stored as they
+    are, and lists by column where `datasets` has to decode them (JSON of varying shape)."""
+    from datasets.features.features import require_decoding
+
+    chosen = rows.select_columns([name for name in names if name in rows.column_names])
+    decoded = any(require_decoding(feature) for feature in chosen.features.values())
+    return chosen if decoded else chosen.with_format("arrow")
+
+
+def _location(source: DatasetSource, layout: Layout, cache: Path, field: str) -> dict[str, Any]:
+    """What `datasets` has to be asked for."""
     if source.uri.startswith(HUB):
         return {"path": source.uri.removeprefix(HUB), "revision": source.revision}
-    place = layout.claim_path(source.uri)
-    if place.is_dir():
-        return {"path": str(place)}
+    if source.uri.startswith(BUCKET):
+        place = bucket.fetched(source.uri, cache / "bucket", field)
+    else:
+        place = layout.claim_path(source.uri)
     if not place.exists():
         raise StepFailure(
             ExitCode.NO_INPUT,
@@ -94,28 +104,7 @@ def _location(source: DatasetSource, layout: Layout, field: str) -> dict[str, An
             f"{field}.uri: {source.uri} does not exist",
             f"The claim holds: {', '.join(_neighbours(place)) or 'nothing'}.",
         )
-    suffix = next((suffix for suffix in reversed(place.suffixes) if suffix != ".gz"), "")
-    if suffix not in BUILDERS:
-        raise StepFailure(
-            ExitCode.BAD_CONFIGURATION,
-            "UnknownFormat",
-            f"{field}.uri: {source.uri} does not end in one of {', '.join(BUILDERS)}",
-            "Convert the file, or rename it.",
-        )
-    location: dict[str, Any] = {"path": BUILDERS[suffix], "data_files": str(place)}
-    if location["path"] == "csv":
-        location |= _cells_as_text(place, "\t" if suffix == ".tsv" else ",")
-    return location
-
-
-def _cells_as_text(place: Path, separator: str) -> dict[str, Any]:
-    """How to read a CSV file without guessing at types: "007", "1.50" and "NA" stay what they are."""
-    import datasets
-
-    with (gzip.open if place.suffix == ".gz" else open)(place, "rt", newline="", encoding="utf-8") as file:
-        columns = next(csv.reader(file, delimiter=separator), [])
-    features = datasets.Features({column: datasets.Value("string") for column in columns})
-    return {"sep": separator, "features": features, "keep_default_na": False}
+    return files.location(place, source, cache, field)
 
 
 def _neighbours(place: Path) -> list[str]:
@@ -126,6 +115,8 @@ def _neighbours(place: Path) -> list[str]:
 
 def _failure(error: Exception, builder: Any, source: DatasetSource, field: str) -> Exception:
     """The failure that something which `datasets` raised amounts to; by its words where it has no class for it."""
+    from datasets.table import CastError
+
     causes = list(_causes(error))
     if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
         return _empty(source, field)
@@ -148,20 +139,24 @@ def _failure(error: Exception, builder: Any, source: DatasetSource, field: str) 
             f"{field}.subset: {source.subset}: {_first_line(error)}",
             "Name one of the dataset's configurations.",
         )
+    if different := next((cause for cause in causes if isinstance(cause, CastError)), None):
+        columns = ", ".join(different.requested_column_names)
+        found = f"its files have different columns: beside those of the first ({columns}) {different.details()}"
+        return files.failure(file_checks.DifferentColumns(found), source, field)
+    undecodable = next((cause for cause in causes if isinstance(cause, UnicodeDecodeError)), None)
+    if undecodable:
+        return files.failure(file_checks.NotUtf8(str(undecodable)), source, field)
+    if "Parquet" in text:
+        return files.failure(file_checks.Damaged(_first_line(causes[-1])), source, field)
     if builder is None:
         return StepFailure(
             ExitCode.NO_INPUT,
             "DatasetNotFound",
             f"{field}.uri: {source.uri}: {_first_line(error)}",
-            "The place must hold JSONL, JSON, CSV or Parquet files.",
+            "The place must hold JSONL, JSON, CSV, Parquet or plain text files.",
         )
-    place = _malformed_line(builder)
-    return StepFailure(
-        ExitCode.BAD_DATA,
-        "MalformedRow",
-        f"{field}.uri: {source.uri}: {place or _first_line(causes[1] if len(causes) > 1 else error)}",
-        "Mend the file.",
-    )
+    cause = file_checks.BadFile(_first_line(causes[1] if len(causes) > 1 else error))
+    return files.failure(_malformed_line(builder) or cause, source, field)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -170,22 +165,16 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _malformed_line(builder: Any) -> str | None:
-    """The first line of a JSONL file that is no JSON object: the readers underneath count in blocks, not in lines."""
-    import fsspec
-
+def _malformed_line(builder: Any) -> file_checks.BadFile | None:
+    """What is wrong with the first line that is no JSON object: the readers underneath count in blocks, not lines."""
     if not any(kind.__name__ == "Json" for kind in type(builder).__mro__):
         return None
-    for path in (str(path) for paths in (builder.config.data_files or {}).values() for path in paths):
-        if ".jsonl" not in path and ".ndjson" not in path:
-            continue
-        with fsspec.open(path, "rb", compression="infer") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    if line.strip() and not isinstance(json.loads(line), dict):
-                        return f"line {number} of {Path(path).name} is no JSON object"
-                except ValueError as error:
-                    return f"line {number} of {Path(path).name}: {error}"
+    paths = (str(path) for paths in (builder.config.data_files or {}).values() for path in paths)
+    try:
+        for path in paths:
+            file_checks.require_objects(path)
+    except file_checks.BadFile as error:
+        return error
     return None
 
 

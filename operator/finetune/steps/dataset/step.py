@@ -24,8 +24,8 @@ from finetune.steps.dataset.encode import Counts, Encoder
 from finetune.steps.dataset.encoded_rows import EncodedRows
 from finetune.steps.dataset.mixture import Ingredient, held_out, mixed
 from finetune.steps.dataset.packing import packed, require_isolation
-from finetune.steps.dataset.rows import Example, Format, MalformedRow, other_format, recognised, said
-from finetune.steps.dataset.sources import identity, opened, prepare_environment
+from finetune.steps.dataset.rows import Example, Format, MalformedRow, UndecodableRow, other_format, recognised, said
+from finetune.steps.dataset.sources import columns_of, identity, opened, prepare_environment
 from finetune.steps.dataset.template import templated
 from finetune.steps.failure import StepFailure
 from finetune.steps.progress import Progress
@@ -151,21 +151,21 @@ class _Loading:
     def _batches(self, source: _Source, firsts: list[tuple[int, list[int] | None]]) -> Iterator[list[Example]]:
         """The rows in batches, as examples; what is appended to `firsts` says where each batch begins."""
         by_category = self.job.spec.dataset.buckets is not None and "category" in source.rows.column_names
-        plain = source.rows.with_format("arrow")
-        for first in range(0, len(source.rows), BATCH):
-            table = plain[first : first + BATCH]
+        rows, every_row = columns_of(source.rows, (*source.format.columns, *source.format.optional)), source.rows
+        for first in range(0, len(rows), BATCH):
             categories = None
             if by_category:
-                names = (str(name) for name in table["category"].to_pylist())
+                names = map(str, every_row[first : first + BATCH]["category"])
                 categories = [self.categories.setdefault(name, len(self.categories)) for name in names]
             firsts.append((first, categories))
-            yield source.format.examples(table)
+            try:
+                yield source.format.examples(rows[first : first + BATCH])
+            except UnicodeDecodeError as error:
+                raise _undecodable(rows[first : first + BATCH], error) from error
 
     # ---- ids to rows of training data
 
-    def _arrange(
-        self, sources: list[_Source], encoded: EncodedRows, vocabulary: int, counts: Counts
-    ) -> dict[str, Any]:
+    def _arrange(self, sources: list[_Source], encoded: EncodedRows, vocabulary: int, counts: Counts) -> dict[str, Any]:
         spec = self.job.spec
         ingredients, validation = _divided(sources, encoded)
         for source, ingredient in zip(sources, ingredients, strict=False):
@@ -196,7 +196,7 @@ class _Loading:
         used = np.bincount(encoded.sources[np.concatenate(order)], minlength=len(sources))
         return {
             "sources": [
-                {"format": source.format.name, "rows": len(source.rows), "examples": int(examples)}
+                {"format": str(source.format.name), "rows": len(source.rows), "examples": int(examples)}
                 for source, examples in zip(sources, used, strict=True)
             ],
             "examples": train.examples,
@@ -235,7 +235,26 @@ def _divided(sources: list[_Source], encoded: EncodedRows) -> tuple[list[Ingredi
     return ingredients, np.concatenate(validation)
 
 
+def _undecodable(table: Any, error: UnicodeDecodeError) -> UndecodableRow:
+    """The first row of the table that cannot be decoded."""
+    failure = UndecodableRow(str(error))
+    for index in range(table.num_rows):
+        try:
+            table.slice(index, 1).to_pylist()
+        except UnicodeDecodeError:
+            failure.index = index
+            break
+    return failure
+
+
 def _malformed(source: _Source, index: int, error: MalformedRow) -> StepFailure:
+    if isinstance(error, UndecodableRow):
+        return StepFailure(
+            ExitCode.BAD_DATA,
+            "NotUtf8",
+            f"{source.place}: {source.spec.uri}: row {index + 1} of {source.spec.split} is not UTF-8: {error}",
+            "Convert the file to UTF-8, for example with iconv.",
+        )
     other = None if source.spec.template else other_format(source.rows[index], source.format)
     split = source.spec.split
     if other:

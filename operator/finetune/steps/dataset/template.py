@@ -73,7 +73,7 @@ def templated(template: Template, columns: Sequence[str], field: str) -> Format:
             tuple(Message(role, render(role, row)) for role in ("system", "user", "assistant") if role in compiled)
         )
 
-    return Format("Template", tuple(column for column in columns if column in used), read)
+    return Format("Template", tuple(column for column in columns if column in used) or tuple(columns), read)
 
 
 def _not_null(value: Any) -> Any:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -48,7 +48,7 @@ class DatasetWriter:
                 stream.write_batch(pa.record_batch(columns[: len(names)], schema=features.arrow_schema))
                 yield sum(map(len, batch))
         datasets.DatasetInfo(features=features).write_to_directory(str(self._folder))
-        state = {
+        state: dict[str, Any] = {
             "_data_files": [{"filename": FILE}],
             "_fingerprint": self._hasher.hexdigest()[:16],
             "_format_columns": None,

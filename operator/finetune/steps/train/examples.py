@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -15,42 +16,70 @@ import torch
 from finetune.steps.dataset.encode import IGNORED
 
 Example = dict[str, torch.Tensor]
+Batch = dict[str, Any]
 
 
 class Examples(torch.utils.data.Dataset[Example]):
-    """A folder that load-dataset wrote: ids and labels, one example at a time, straight from the page cache."""
+    """A folder that load-dataset wrote, one row at a time, straight from the page cache: input_ids and labels, and
+    position_ids where a row packs several examples: they begin anew with each."""
 
     def __init__(self, folder: Path) -> None:
         files = [entry["filename"] for entry in json.loads((folder / "state.json").read_text())["_data_files"]]
         tables = [pa.ipc.open_stream(pa.memory_map(str(folder / name))).read_all() for name in files]
         table = pa.concat_tables(tables)
         self._ids, self._labels = table["input_ids"], table["labels"]
+        self._lengths = table["seq_lengths"] if "seq_lengths" in table.column_names else None
 
     def __len__(self) -> int:
         return len(self._ids)
 
+    @property
+    def packed(self) -> bool:
+        return self._lengths is not None
+
     def __getitem__(self, index: int) -> Example:
-        ids, labels = self._ids[index].values.to_numpy(), self._labels[index].values.to_numpy()
-        return {"input_ids": torch.tensor(ids, dtype=torch.long), "labels": torch.tensor(labels, dtype=torch.long)}
+        example = {"input_ids": _tensor(self._ids[index]), "labels": _tensor(self._labels[index])}
+        if self._lengths is not None:
+            example["position_ids"] = torch.cat([torch.arange(length) for length in self._lengths[index].as_py()])
+        return example
+
+
+def _tensor(numbers: pa.ListScalar) -> torch.Tensor:
+    return torch.tensor(numbers.values.to_numpy(), dtype=torch.long)
 
 
 class Collator:
     """Examples of different lengths as one batch: filled up on the right; what is filled carries no loss.
 
     Labels are padded by position, never by comparing with the pad id: that id may be a token to be learned (SmolLM2
-    pads with its end marker).
+    pads with its end marker). Rows that pack several examples come without an attention mask and without a cache:
+    only then does transformers keep apart what begins anew at position 0.
     """
 
     def __init__(self, pad: int, multiple: int = 1) -> None:
         self._pad, self._multiple = pad, multiple
 
-    def __call__(self, examples: Sequence[Example]) -> Example:
-        """Tensors of shape (examples, longest length): input_ids, attention_mask, labels."""
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        """Tensors of shape (examples, longest length): input_ids, labels, and attention_mask; or, for packed rows,
+        position_ids, and use_cache (False)."""
         longest = max(len(example["input_ids"]) for example in examples)
         shape = (len(examples), -(-longest // self._multiple) * self._multiple)
-        ids, mask = torch.full(shape, self._pad), torch.zeros(shape, dtype=torch.long)
-        labels = torch.full(shape, IGNORED)
+        ids, labels = torch.full(shape, self._pad), torch.full(shape, IGNORED)
+        places = torch.zeros(shape, dtype=torch.long)
+        packed = "position_ids" in examples[0]
         for row, example in enumerate(examples):
             length = len(example["input_ids"])
-            ids[row, :length], labels[row, :length], mask[row, :length] = example["input_ids"], example["labels"], 1
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+            ids[row, :length], labels[row, :length] = example["input_ids"], example["labels"]
+            places[row, :length] = example["position_ids"] if packed else 1
+        further: Batch = {"position_ids": places, "use_cache": False} if packed else {"attention_mask": places}
+        return {"input_ids": ids, **further, "labels": labels}
+
+
+def tokens_in(batch: Batch) -> torch.Tensor:
+    """How many tokens of a batch are not padding. In packed rows padding lies at position 0, and every example has at
+    least two tokens, so that its first is counted with its second."""
+    if (mask := batch.get("attention_mask")) is not None:
+        count: torch.Tensor = mask.sum()
+        return count
+    positions: torch.Tensor = batch["position_ids"]
+    return (positions > 0).sum() + (positions == 1).sum()

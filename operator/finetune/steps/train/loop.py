@@ -19,6 +19,7 @@ from finetune.steps.train.callback import Watch
 from finetune.steps.train.checkpoint import Checkpoint, Checkpoints
 from finetune.steps.train.examples import Collator, Examples
 from finetune.steps.train.facts import differences, facts
+from finetune.steps.train.isolation import require_isolated
 from finetune.steps.train.plan import Plan
 from finetune.steps.train.result import summary, write_model, write_record
 from finetune.steps.train.stop import StopRequest
@@ -89,6 +90,7 @@ class Loop:
         examples = Examples(self._layout.dataset / "train")
         held_out = Examples(self._layout.dataset / "validation") if plan.validation_examples else None
         model = _model(self._checkpoint.folder if self._checkpoint else plan.model)
+        collator = Collator(_pad(model.config), multiple=8 if cuda else 1)
         watch = Watch(self._progress)
         trainer = ResumableTrainer(
             checkpoints=self._checkpoints,
@@ -100,8 +102,11 @@ class Loop:
             args=self._arguments(cuda),
             train_dataset=examples,
             eval_dataset=held_out,
-            data_collator=Collator(_pad(model.config), multiple=8 if cuda else 1),
+            data_collator=collator,
         )
+        if examples.packed:
+            difference = require_isolated(trainer.model, examples, collator)
+            log.info("packed examples are isolated: logits differ by %.1g at most", difference)
         trainer.remove_callback(PrinterCallback)
         watch.watch(trainer)
         log.info(
@@ -138,6 +143,7 @@ class Loop:
             activation_checkpointing=training.gradient_checkpointing == Switch.ENABLED,
             seed=training.seed,
             data_seed=training.seed,
+            train_sampling_strategy="sequential" if plan.ordered else "random",
             save_strategy="steps",
             save_steps=training.checkpoint.every_steps,
             eval_strategy="steps" if every else "no",

@@ -41,7 +41,12 @@ class Plan:
     model: Path
     devices: int
     examples: int
+    """Rows to train on: where examples are packed, a row holds several."""
+
     validation_examples: int
+    ordered: bool
+    """Whether the rows are trained on in their order, instead of one that is drawn anew for every epoch."""
+
     inputs: dict[str, Any]
     """What the trained model depends on: model, data, training."""
 
@@ -70,11 +75,13 @@ class Plan:
             training=training,
             model=model,
             devices=devices,
-            examples=data["examples"],
+            examples=data.get("packedRows", data["examples"]),
             validation_examples=data["validationExamples"],
+            ordered=job.spec.dataset.buckets is not None,
             inputs={
                 "model": model_identity(model),
                 "data": data["digest"],
+                **({"ordered": True} if job.spec.dataset.buckets else {}),
                 "training": training.model_dump(mode="json", by_alias=True, include=set(DECISIVE)),
             },
         )

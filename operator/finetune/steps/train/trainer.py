@@ -20,6 +20,7 @@ from finetune.api.contract import ExitCode
 from finetune.steps.dataset.encode import IGNORED
 from finetune.steps.failure import StepFailure
 from finetune.steps.train.checkpoint import Checkpoints
+from finetune.steps.train.examples import tokens_in
 from finetune.steps.train.stop import StopRequest
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class ResumableTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """As in Trainer; a loss that is no number stops the run before it spoils the weights."""
-        self._tokens = self._tokens + inputs["attention_mask"].sum()
+        self._tokens = self._tokens + tokens_in(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._must_be_finite(loss, "loss")
         return loss
