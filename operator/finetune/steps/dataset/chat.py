@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -41,7 +42,8 @@ class ChatRenderer:
             [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
             + [str(tokenizer.eos_token or "")]
         )
-        _print_date(self._template, created)
+        self._compiled = _compiled(self._template, created)
+        self._constants = {**tokenizer.special_tokens_map, "tools": None, "documents": None}
 
     @property
     def prints_date(self) -> bool:
@@ -50,8 +52,9 @@ class ChatRenderer:
 
     def render(self, messages: Sequence[Message], learned_from: int = 0) -> tuple[str, list[Span]]:
         """The whole text, and the spans in it that the assistant has to learn, in order."""
+        turns = [message.wire() for message in messages]
         if self._marked:
-            text, spans = self._render_marked(messages)
+            text, spans = self._render_marked(turns)
             answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
             if len(spans) == len(answers):
                 spans = [span for span, index in zip(spans, answers, strict=True) if index >= learned_from]
@@ -63,31 +66,22 @@ class ChatRenderer:
                     "Put the whole conversation into one column (messages) instead of prompt and completion.",
                 )
             return text, [self._with_end_marker(text, span) for span in spans]
-        text = self._text(messages)
-        return text, list(self._derived(messages, text, learned_from))
+        text = self._text(turns)
+        return text, list(self._derived(turns, text, learned_from))
 
-    def _text(self, messages: Sequence[Message], **options: Any) -> str:
-        try:
-            return str(
-                self._tokenizer.apply_chat_template([message.wire() for message in messages], tokenize=False, **options)
+    def _text(self, turns: Sequence[dict[str, str]], *, prompt: bool = False) -> str:
+        """What `apply_chat_template` gives, without what it does for messages that are more than plain texts."""
+        with _refusals():
+            return str(self._compiled.render(messages=turns, add_generation_prompt=prompt, **self._constants))
+
+    def _render_marked(self, turns: Sequence[dict[str, str]]) -> tuple[str, list[Span]]:
+        from transformers.utils.chat_template_utils import _render_with_assistant_indices
+
+        with _refusals():
+            text, spans = _render_with_assistant_indices(
+                compiled_template=self._compiled, messages=turns, add_generation_prompt=False, **self._constants
             )
-        except Exception as error:  # templates raise what they like: jinja2's errors, TypeError, ...
-            raise MalformedRow(f"the chat template refuses it: {error}") from error
-
-    def _render_marked(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        try:
-            rendered: Any = render_jinja_template(
-                conversations=[[message.wire() for message in messages]],
-                chat_template=self._template,
-                return_assistant_tokens_mask=True,
-                **self._tokenizer.special_tokens_map,
-            )
-        except Exception as error:
-            raise MalformedRow(f"the chat template refuses it: {error}") from error
-        (text,), (spans,) = rendered
-        return text, [(start, end) for start, end in spans]
+        return str(text), [(start, end) for start, end in spans]
 
     def _with_end_marker(self, text: str, span: Span) -> Span:
         """The span, and the marker right after it where the template left that outside."""
@@ -95,11 +89,11 @@ class ChatRenderer:
         marker = self._ends.match(text, end)
         return start, marker.end() if marker else end
 
-    def _derived(self, messages: Sequence[Message], text: str, learned_from: int) -> Iterator[Span]:
-        for index, message in enumerate(messages):
-            if message.role != "assistant" or index < learned_from:
+    def _derived(self, turns: Sequence[dict[str, str]], text: str, learned_from: int) -> Iterator[Span]:
+        for index, turn in enumerate(turns):
+            if turn["role"] != "assistant" or index < learned_from:
                 continue
-            before = self._text(messages[:index], add_generation_prompt=True) if index else ""
+            before = self._text(turns[:index], prompt=True) if index else ""
             if not text.startswith(before):
                 raise StepFailure(
                     ExitCode.BAD_CONFIGURATION,
@@ -109,16 +103,19 @@ class ChatRenderer:
                     "Give the model a chat template with {% generation %} markers, or use "
                     "spec.dataset.sources[].template with one user and one assistant text.",
                 )
-            limit = len(text)
-            if index + 1 < len(messages):
-                limit = _common_length(text, self._text(messages[: index + 1]))
-            yield len(before), self._end(text, len(before), limit, message.content)
+            yield len(before), self._end(turns, index, text, len(before))
 
-    def _end(self, text: str, start: int, limit: int, content: str) -> int:
+    def _end(self, turns: Sequence[dict[str, str]], index: int, text: str, start: int) -> int:
         """Where the turn ends: after the marker that follows the content, or else before trailing white space."""
-        said = text.find(content.strip(), start, limit)
+        content = turns[index]["content"].strip()
+        if text.startswith(content, start) and (marker := self._ends.match(text, start + len(content))):
+            return marker.end()
+        limit = len(text)
+        if index + 1 < len(turns):
+            limit = _common_length(text, self._text(turns[: index + 1]))
+        said = text.find(content, start, limit)
         if said >= 0:
-            after = said + len(content.strip())
+            after = said + len(content)
             marker = self._ends.search(text, after, limit)
         else:
             after = start
@@ -127,6 +124,15 @@ class ChatRenderer:
             return marker.end()
         end = start + len(text[start:limit].rstrip())
         return end if end > after else limit
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Templates raise what they like: jinja2's errors, TypeError, ..."""
+    try:
+        yield
+    except Exception as error:
+        raise MalformedRow(f"the chat template refuses it: {error}") from error
 
 
 def _alternatives(markers: Sequence[str]) -> re.Pattern[str]:
@@ -141,9 +147,11 @@ def _common_length(one: str, other: str) -> int:
     return next(index for index in range(length) if one[index] != other[index])
 
 
-def _print_date(template: str, created: datetime) -> None:
-    """Let `strftime_now` in this template mean the job's creation time. transformers offers no argument for it and
-    compiles each template once, so the compiled template is told."""
+def _compiled(template: str, created: datetime) -> Any:
+    """The template as transformers compiles it (once), with `strftime_now` meaning the job's creation time: there is no
+    argument for that."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    _compile_jinja_template(template).globals["strftime_now"] = created.strftime
+    compiled = _compile_jinja_template(template)
+    compiled.globals["strftime_now"] = created.strftime
+    return compiled

@@ -6,6 +6,7 @@ few numbers for each example; the ids stay on disk, where the answer picks them 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +40,9 @@ class EncodedRows:
         lengths = np.fromiter((len(each.ids) for each in encoded), np.int32, len(encoded))
         rows = np.fromiter((each.row for each in encoded), np.int64, len(encoded))
         total = int(lengths.sum())
-        ids = np.fromiter((id for each in encoded for id in each.ids), "<i4", total)
+        ids = array("i")
+        for each in encoded:
+            ids.fromlist(each.ids)
         learned = np.zeros(total, bool)
         start = 0
         for each in encoded:
