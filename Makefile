@@ -84,6 +84,10 @@ bench-tokens: $(READY) ## add-tokens beside cp and transformers (SIZES=0.5,2,4,8
 bench-vocabulary: $(READY) ## vocabulary learning on Tang poems: compactness, protection of English, 100 MB
 	$(BIN)/python -m tests.bench.vocabulary
 
+.PHONY: bench-data
+bench-data: $(READY) ## load-dataset against datasets.map and trl's preparation
+	$(BIN)/python -m tests.bench.data
+
 .PHONY: bench-controller
 bench-controller: cluster-up ## 1,000 FineTuneJobs against 1,000 plain Jobs; status latency
 	$(BIN)/python -m tests.bench.controller

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
 from finetune.api.contract import ExitCode, StepJob
 from finetune.api.status import DatasetStatus
+from finetune.steps.dataset import file_checks
 from finetune.steps.dataset.step import run
 from finetune.steps.failure import StepFailure
 from finetune.steps.tokens.record import TokenRecord, write_record
@@ -58,8 +64,17 @@ CHAT = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nAir.<|im_end|>\
         {"prompt": QUESTION[:1], "completion": QUESTION[1:]},
         {"instruction": "Why?", "output": "Air."},
         {"instruction": "Why?", "input": "", "output": "Air.", "id": 7},
+        {"messages": [message | {"weight": number} for number, message in enumerate(QUESTION)]},
     ],
-    ids=["messages", "from and value", "from and content", "conversational prompt", "instruction", "empty input"],
+    ids=[
+        "messages",
+        "from and value",
+        "from and content",
+        "conversational prompt",
+        "instruction",
+        "empty input",
+        "more",
+    ],
 )
 def test_a_question_is_the_same_in_every_format(workshop: Workshop, row: dict[str, Any]) -> None:
     workshop.write("rows.jsonl", [row])
@@ -88,7 +103,7 @@ def test_a_template_makes_text_all_of_which_is_learned(workshop: Workshop) -> No
     assert result["trainedTokens"] == result["tokens"] - 1
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "folder"])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet", "folder", "csv.gz", "data"])
 def test_every_file_format_gives_the_same_ids(workshop: Workshop, kind: str) -> None:
     claim = workshop.layout.claims / "data"
     rows = datasets.Dataset.from_list(ROWS)
@@ -102,9 +117,140 @@ def test_every_file_format_gives_the_same_ids(workshop: Workshop, kind: str) -> 
             rows.to_csv(claim / "rows.csv")
         case "parquet":
             rows.to_parquet(claim / "rows.parquet")
+        case "tsv":
+            rows.to_csv(claim / "rows.tsv", sep="\t")
+        case "csv.gz":
+            rows.to_csv(claim / "plain.csv")
+            (claim / "rows.csv.gz").write_bytes(gzip.compress((claim / "plain.csv").read_bytes()))
+        case "data":
+            workshop.write("rows.data", ROWS)
     place = {"jsonl": "folder/train.jsonl", "folder": "folder"}.get(kind, f"rows.{kind}")
-    load(workshop, workshop.job({"uri": f"pvc://data/{place}"}))
+    said = {"fileFormat": "JSONL"} if kind == "data" else {}
+    load(workshop, workshop.job({"uri": f"pvc://data/{place}"} | said))
     assert texts(workshop) == [row["prompt"] + row["completion"] + "<|im_end|>" for row in ROWS]
+
+
+def test_every_paragraph_of_a_plain_text_is_a_row(workshop: Workshop) -> None:
+    poems = "The sky\nis blue.\n\nAir scatters\r\nshort waves.\n"
+    (workshop.layout.claims / "data" / "poems.txt").write_bytes(poems.encode())
+    result = load(workshop, workshop.job({"uri": "pvc://data/poems.txt"}))
+    assert texts(workshop) == ["The sky\nis blue.<|im_end|>", "Air scatters\nshort waves.\n<|im_end|>"]
+    assert result["sources"] == [{"format": "Text", "rows": 2, "examples": 2}]
+
+
+def test_a_json_array_is_read_row_by_row(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_checks, "BLOCK", 7)
+    rows = [{"text": f'Row {number}: "äé", [1, {{2}}] \\ end'} for number in range(20)]
+    for indent in (None, 2):
+        (workshop.layout.claims / "data" / "rows.json").write_text(json.dumps(rows, indent=indent))
+        load(workshop, workshop.job({"uri": "pvc://data/rows.json"}))
+        assert texts(workshop) == [f"{row['text']}<|im_end|>" for row in rows]
+
+
+def test_the_format_that_is_said_wins_over_the_columns(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", [{"messages": QUESTION, "text": "The sky is blue."}])
+    result = load(workshop, workshop.job({"format": "Text"}))
+    assert texts(workshop) == ["The sky is blue.<|im_end|>"]
+    assert result["sources"][0]["format"] == "Text"
+
+
+def write_two_sources(workshop: Workshop) -> list[dict[str, Any]]:
+    workshop.write("own.jsonl", [{"text": f"own {number}"} for number in range(60)])
+    workshop.write("general.jsonl", [{"prompt": f"general {number}", "completion": " yes"} for number in range(100)])
+    return [{"uri": "pvc://data/own.jsonl"}, {"uri": "pvc://data/general.jsonl"}]
+
+
+def test_sources_are_mixed_by_weight_whatever_their_formats(workshop: Workshop) -> None:
+    own, general = write_two_sources(workshop)
+    result = load(workshop, workshop.job(dataset={"sources": [own | {"weight": 3}, general | {"weight": 1}]}))
+    assert result["sources"] == [
+        {"format": "Text", "rows": 60, "examples": 60},
+        {"format": "PromptCompletion", "rows": 100, "examples": 20},
+    ]
+    assert Counter(text.split()[0] for text in texts(workshop)) == {"own": 60, "general": 20}
+
+
+def test_a_small_source_is_repeated_up_to_its_limit(workshop: Workshop) -> None:
+    own, general = write_two_sources(workshop)
+    sources = [own | {"weight": 1, "maxRepeats": 2}, general | {"weight": 1}]
+    assert load(workshop, workshop.job(dataset={"sources": sources}))["examples"] == 200
+    uses = Counter(text for text in texts(workshop) if text.startswith("own"))
+    assert (len(uses), set(uses.values())) == (60, {1, 2})
+
+
+def test_buckets_keep_each_sources_order_from_bin_to_bin(workshop: Workshop) -> None:
+    sources = write_two_sources(workshop)
+    load(workshop, workshop.job(dataset={"sources": sources, "buckets": 10}))
+    words = [text.removesuffix("<|im_end|>").split() for text in texts(workshop)]
+    for bucket in range(10):
+        part = words[16 * bucket : 16 * bucket + 16]
+        numbers = {
+            kind: sorted(int(number) for name, number, *_ in part if name == kind) for kind in ("own", "general")
+        }
+        assert numbers == {
+            "own": list(range(6 * bucket, 6 * bucket + 6)),
+            "general": list(range(10 * bucket, 10 * bucket + 10)),
+        }
+
+
+def test_every_bucket_has_its_share_of_every_category(workshop: Workshop) -> None:
+    rows = [{"source": "", "target": f"{kind} {n}", "category": kind} for kind in ("sky", "sea") for n in range(20)]
+    workshop.write("rows.jsonl", rows)
+    load(workshop, workshop.job(dataset={"buckets": 4}))
+    kinds = [text.split()[0] for text in texts(workshop)]
+    assert [Counter(kinds[start : start + 10]) for start in range(0, 40, 10)] == [{"sky": 5, "sea": 5}] * 4
+
+
+def test_a_source_of_its_own_is_validated_on_and_never_trained_on(workshop: Workshop) -> None:
+    own, general = write_two_sources(workshop)
+    result = load(workshop, workshop.job(dataset={"sources": [own], "validation": {"source": general}}))
+    assert (result["examples"], result["validationExamples"]) == (60, 100)
+    assert {text.split()[0] for text in texts(workshop)} == {"own"}
+    assert [text.split()[1] for text in texts(workshop, "validation")] == [str(number) for number in range(100)]
+
+
+def test_a_fraction_is_held_out_of_every_source(workshop: Workshop) -> None:
+    sources = write_two_sources(workshop)
+    result = load(workshop, workshop.job(dataset={"sources": sources, "validation": {"fraction": 0.1}}))
+    assert (result["examples"], result["validationExamples"]) == (144, 16)
+    assert Counter(text.split()[0] for text in texts(workshop, "validation")) == {"own": 6, "general": 10}
+    assert not set(texts(workshop)) & set(texts(workshop, "validation"))
+
+
+def test_packed_rows_hold_the_same_examples_one_after_the_other(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", ROWS)
+    plain = load(workshop, workshop.job())
+    alone = datasets.load_from_disk(workshop.layout.dataset / "train")
+    expected = sorted((row["input_ids"], row["labels"]) for row in alone)
+    result = load(workshop, workshop.job(dataset={"packing": "Enabled", "maxLength": 64}))
+    found = []
+    rows = datasets.load_from_disk(workshop.layout.dataset / "train")
+    for row in rows:
+        start = 0
+        for length in row["seq_lengths"]:
+            found.append((row["input_ids"][start : start + length], row["labels"][start : start + length]))
+            start += length
+        assert start == len(row["input_ids"]) == len(row["labels"]) <= 64
+    assert sorted(found) == expected
+    assert (result["examples"], result["packedRows"]) == (40, len(rows))
+    assert len(rows) < 15
+    assert (result["tokens"], result["trainedTokens"]) == (plain["tokens"], plain["trainedTokens"])
+
+
+def test_the_first_label_of_every_packed_example_is_ignored(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", [{"text": "The sky is blue."}] * 4)
+    load(workshop, workshop.job(dataset={"packing": "Enabled", "mask": "Colossal", "maxLength": 256}))
+    (row,) = datasets.load_from_disk(workshop.layout.dataset / "train")
+    start = 0
+    for length in row["seq_lengths"]:
+        assert row["labels"][start : start + length] == [-100, *row["input_ids"][start + 1 : start + length]]
+        start += length
+
+
+def test_packing_a_model_that_cannot_isolate_is_refused_before_a_row_is_read(workshop: Workshop) -> None:
+    (workshop.layout.model / "config.json").write_text('{"model_type": "mamba"}')
+    failure = refusal(workshop, workshop.job(dataset={"packing": "Enabled"}))
+    assert (failure.error.reason, failure.error.hint) == ("PackingNotPossible", "Use packing: Disabled.")
 
 
 def test_ids_and_labels_are_32_bit(workshop: Workshop) -> None:
@@ -197,6 +343,7 @@ def test_rows_without_an_answer_and_over_long_ones_are_counted(workshop: Worksho
     workshop.write("rows.jsonl", [{"messages": QUESTION}, {"messages": QUESTION[:1]}, {"messages": QUESTION + long}])
     result = load(workshop, workshop.job(dataset={"maxLength": 64}))
     assert (result["examples"], result["dropped"], result["truncated"]) == (2, 1, 1)
+    assert (result["droppedBy"], result["truncatedBy"]) == ({"NothingToLearn": 1}, {"LostTurns": 1})
     assert texts(workshop) == [CHAT, CHAT]
 
 
@@ -239,6 +386,9 @@ def test_a_null_column_is_not_learned_as_the_word_none(workshop: Workshop) -> No
     assert "row 2" in failure.error.message
 
 
+MIXED = [{"messages": QUESTION}, {"prompt": "Why?", "completion": " Air."}]
+
+
 def refused(rows: list[Any], source: dict[str, Any] | None = None, **dataset: Any) -> Any:
     return (rows, source, dataset)
 
@@ -268,10 +418,24 @@ def refused(rows: list[Any], source: dict[str, Any] | None = None, **dataset: An
         (refused(ROWS, {"uri": "pvc://data/none.jsonl"}), ExitCode.NO_INPUT, "DatasetNotFound", "none.jsonl"),
         (refused(ROWS, {"uri": "pvc://data/rows.bin"}), ExitCode.NO_INPUT, "DatasetNotFound", "rows.bin"),
         (
-            refused([{"text": "The quick brown fox jumps over the lazy dog."}], maxLength=8),
+            refused([{"text": "The quick brown fox jumps over the lazy dog."}] * 3, maxLength=8),
             ExitCode.BAD_DATA,
             "NothingToTrainOn",
-            "maxLength 8",
+            "none of its 3 rows gives an example with a learned token within maxLength 8 (dropped: 3 TooLong; "
+            "the shortest that is too long has",
+        ),
+        (refused(MIXED), ExitCode.BAD_DATA, "MixedFormats", "row 2 of train is PromptCompletion (prompt, completion)"),
+        (
+            refused([{"text": "a"}], {"format": "Messages"}),
+            ExitCode.BAD_CONFIGURATION,
+            "MissingColumn",
+            "needs the columns messages; conversations; conversation; the rows have text",
+        ),
+        (
+            refused([{"text": "a"}], validation={"source": {"uri": "pvc://data/none.jsonl"}}),
+            ExitCode.NO_INPUT,
+            "DatasetNotFound",
+            "spec.dataset.validation.source.uri: pvc://data/none.jsonl",
         ),
         (
             refused([{"text": "a b"}], validation={"fraction": 0.5}),
@@ -296,6 +460,76 @@ def test_what_cannot_be_used_is_refused_with_place_and_remedy(
     assert (failure.code, failure.error.reason) == (code, reason), failure.error
     assert words in failure.error.message
     assert failure.error.hint
+
+
+LATIN = "café".encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("files", "reason", "words"),
+    [
+        (
+            {"rows.jsonl": b'{"text": "a"}\n{"text": "' + LATIN + b'"}\n'},
+            "NotUtf8",
+            "line 2 of rows.jsonl",
+        ),
+        ({"rows.json": b'[{"text": "a"},\n{"text": "' + LATIN + b'"}]'}, "NotUtf8", "line 2 of rows.json is not UTF-8"),
+        ({"rows.csv": b"text\na\n" + LATIN + b"\n"}, "NotUtf8", "line 3 of rows.csv is not UTF-8"),
+        ({"rows.txt": b"a\n\n" + LATIN + b"\n"}, "NotUtf8", "line 3 of rows.txt is not UTF-8"),
+        ({"rows.json": b'[{"text": "a"},\n{"text": }]'}, "MalformedRow", "row 2, from line 2 of rows.json on"),
+        (
+            {"rows.json": b'[{"text": "a"},\n{"text": "b"}\n'},
+            "MalformedRow",
+            "line 3 of rows.json, after row 2",
+        ),
+        ({"rows.json": b'[{"text": "a"}, 7]'}, "MalformedRow", "row 2, on line 1 of rows.json, is no JSON object"),
+        ({"rows.json": b"[ ]"}, "EmptyDataset", "has no rows"),
+        ({"rows.csv": b"text\n"}, "EmptyDataset", "has no rows"),
+        ({"rows.csv": b""}, "MalformedRow", "rows.csv has no header"),
+        (
+            {"rows.csv": b"prompt,completion\na,b\na\n"},
+            "MalformedRow",
+            "line 3 of rows.csv has 1 cells",
+        ),
+        ({"rows.csv": b"text\na\nb,c\n"}, "MalformedRow", "line 3 of rows.csv has 2 cells, and the header has 1"),
+        ({"rows.parquet": b"PAR1 and no end"}, "DamagedFile", "rows.parquet: Parquet"),
+        ({"rows.csv.gz": gzip.compress(b"text\na\n")[:-9]}, "DamagedFile", "rows.csv.gz: Compressed file ended"),
+        ({"rows.jsonl.gz": b'{"text": "a"}'}, "DamagedFile", "rows.jsonl.gz: Not a gzipped file"),
+        ({"rows/a.jsonl": b'{"text": "a"}', "rows/b.csv": b"text\na\n"}, "MixedFormats", "a.jsonl, b.csv"),
+        ({"rows/a.csv": b"text\na\n", "rows/b.csv": b"word\na\n"}, "MixedFormats", "b.csv has the columns word"),
+        ({"rows/a.jsonl": b'{"text": "a"}', "rows/b.jsonl": b'{"word": "a"}'}, "MixedFormats", "different columns"),
+        ({"rows.xyz": b"a"}, "UnknownFormat", "does not end in one of .jsonl"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_with_its_line(
+    workshop: Workshop, files: dict[str, bytes], reason: str, words: str
+) -> None:
+    for name, content in files.items():
+        path = workshop.layout.claims / "data" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    place = next(iter(files)).partition("/")[0]
+    failure = refusal(workshop, workshop.job({"uri": f"pvc://data/{place}"}))
+    assert failure.error.reason == reason, failure.error
+    assert re.match(rf"spec\.dataset\.sources\[0\](\.uri)?: pvc://data/{place}[ :]", failure.error.message)
+    assert words in failure.error.message
+    assert failure.error.hint
+
+
+def test_bytes_in_a_parquet_file_that_are_no_text_have_their_row(workshop: Workshop) -> None:
+    path = workshop.layout.claims / "data" / "rows.parquet"
+    pq.write_table(pa.table({"text": pa.array([b"a", b"b", LATIN]).view(pa.string())}), path)
+    failure = refusal(workshop, workshop.job({"uri": "pvc://data/rows.parquet"}))
+    assert failure.error.reason == "NotUtf8"
+    assert "row 3 of train" in failure.error.message
+
+
+def test_a_parquet_file_that_is_cut_off_is_refused(workshop: Workshop) -> None:
+    path = workshop.layout.claims / "data" / "rows.parquet"
+    datasets.Dataset.from_list(ROWS * 100).to_parquet(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    failure = refusal(workshop, workshop.job({"uri": "pvc://data/rows.parquet"}))
+    assert (failure.code, failure.error.reason) == (ExitCode.BAD_DATA, "DamagedFile")
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -12,6 +12,7 @@ import csv
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,8 @@ def _opened(path: Path, newline: str | None = None) -> Iterator[IO[str]]:
             yield file
     except UnicodeDecodeError as error:
         raise NotUtf8(f"line {_line_in_another_encoding(path)} of {path.name} is not UTF-8: {error}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise Damaged(f"{path.name}: {error}") from error
 
 
 def _line_in_another_encoding(path: Path) -> int:
@@ -161,8 +164,8 @@ def _certain(error: json.JSONDecodeError, length: int) -> bool:
     return error.pos < length - 16 and not error.msg.startswith("Unterminated string")
 
 
-def require_utf8(paths: Iterable[Path]) -> None:
-    """Raise where a text is in another encoding."""
+def require_text(paths: Iterable[Path]) -> None:
+    """Raise where a text is in another encoding, or its compressed file is not whole."""
     for path in paths:
         with _opened(path) as file:
             while file.read(BLOCK):

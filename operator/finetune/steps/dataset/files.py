@@ -98,11 +98,12 @@ def _kind(place: Path, source: DatasetSource, field: str) -> FileFormat:
 
 def _options(kind: FileFormat, paths: list[Path]) -> dict[str, Any]:
     """What the builder has to know about these files, which are looked through first."""
-    if kind == FileFormat.PLAIN_TEXT:
-        file_checks.require_utf8(paths)
-        return {"sample_by": "paragraph"}
     if kind == FileFormat.PARQUET:
         file_checks.require_parquet(paths)
+    else:
+        file_checks.require_text(paths)
+    if kind == FileFormat.PLAIN_TEXT:
+        return {"sample_by": "paragraph"}
     if kind not in (FileFormat.CSV, FileFormat.TSV):
         return {}
     import datasets

@@ -1,0 +1,227 @@
+"""`make bench-data`: load-dataset beside datasets.map and trl's own preparation, on one generated file of chats.
+
+Both sides read the same JSONL, render the same chat template (SmolLM2's, with generation markers, since trl needs them
+to mask), tokenise with SmolLM2's tokenizer, learn the assistant's turns only, and pack into rows of 1,024 tokens by best
+fit. load-dataset runs as in its image, where there is no torch; trl cannot be imported without. trl's SFTTrainer gets a
+model of a few weights, and is measured until its dataset is prepared.
+
+Each side is a process of its own, measured from outside. Its start is measured by itself on a few rows, and rows per
+second are those of the time beyond it. The results are compared example by example: ids and labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from finetune.steps.staging import MANIFEST
+from tests.bench.table import FOLDER, Row, write
+from tests.bench.tokens import Measured, measure
+from tests.models import CORPUS, smollm2
+
+LENGTH = 1024
+START = 8
+"""Rows of the run that measures the start."""
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "config.json")
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}"
+    "{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+)
+
+OURS = "import sys; from finetune.steps.__main__ import main; sys.exit(main(['load-dataset']))"
+
+PEER = """
+import sys
+from datasets import load_dataset
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+model, rows, output, length, processes = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(model)
+config = AutoConfig.for_model("llama", vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8,
+    num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+options = SFTConfig(output_dir=output, max_length=int(length), packing=True, packing_strategy="bfd", use_cpu=True,
+    assistant_only_loss=True, dataset_num_proc=int(processes) or None, report_to="none", bf16=False)
+data = load_dataset("json", data_files=rows, split="train")
+trainer = SFTTrainer(AutoModelForCausalLM.from_config(config), options, train_dataset=data, processing_class=tokenizer)
+trainer.train_dataset.save_to_disk(output)
+"""
+
+
+@dataclass(frozen=True)
+class Side:
+    """Who prepares the data."""
+
+    name: str
+    processes: int | None
+    """Of trl's datasets.map (0: its default, this process alone); None is load-dataset."""
+
+
+SIDES = (Side("load-dataset", None), Side("trl", 0), Side(f"trl, {os.cpu_count()} processes", os.cpu_count() or 1))
+
+
+@dataclass
+class Place:
+    """Where a bench works."""
+
+    folder: Path
+
+    def prepare(self, sizes: list[int]) -> None:
+        """The model's tokenizer, the rows, and our packages without torch."""
+        model = self.folder / "work" / "model"
+        model.mkdir(parents=True)
+        for name in TOKENIZER:
+            shutil.copyfile(smollm2() / name, model / name)
+        (model / "chat_template.jinja").write_text(TEMPLATE)
+        packages = self.folder / "packages"
+        packages.mkdir()
+        for path in Path(sysconfig.get_path("purelib")).iterdir():
+            if not path.name.startswith(("torch", "functorch", "trl")):
+                (packages / path.name).symlink_to(path)
+        (self.folder / "claims").mkdir()
+        for size in (START, *sizes):
+            claim = self.folder / "claims" / f"rows-{size}"
+            claim.mkdir()
+            with (claim / "rows.jsonl").open("w") as file:
+                file.writelines(json.dumps({"messages": messages}) + "\n" for messages in chats(size))
+
+    def run(self, side: Side, size: int) -> Measured:
+        """Prepare the data of this size."""
+        rows = self.folder / "claims" / f"rows-{size}"
+        for name in ("work/dataset", "peer", "hf"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(self.folder / "hf")}
+        if side.processes is not None:
+            arguments = [str(rows / "rows.jsonl"), str(self.folder / "peer"), str(LENGTH), str(side.processes)]
+            command = [sys.executable, "-c", PEER, str(self.folder / "work" / "model"), *arguments]
+            return measure(command, environment, rows)
+        spec = {
+            "model": {"uri": "hf://bench/model"},
+            "dataset": {
+                "sources": [{"uri": f"pvc://{rows.name}/rows.jsonl"}],
+                "packing": "Enabled",
+                "maxLength": LENGTH,
+            },
+            "training": {"epochs": 1},
+        }
+        job = {"name": "bench", "namespace": "bench", "uid": "1", "created": datetime.now(UTC).isoformat()}
+        (self.folder / "job.json").write_text(json.dumps(job | {"spec": spec}))
+        operator = Path(__file__).parents[2] / "operator"
+        environment |= {
+            "FINETUNE_JOB": str(self.folder / "job.json"),
+            "FINETUNE_WORKSPACE": str(self.folder / "work"),
+            "FINETUNE_CLAIMS": str(self.folder / "claims"),
+            "FINETUNE_REPORT": str(self.folder / "report.json"),
+            "PYTHONPATH": os.pathsep.join((str(self.folder / "packages"), str(operator))),
+        }
+        return measure([sys.executable, "-S", "-c", OURS], environment, rows)
+
+    def result(self, side: Side) -> Path:
+        return self.folder / ("peer" if side.processes is not None else "work/dataset/train")
+
+
+def chats(count: int) -> Iterator[list[dict[str, str]]]:
+    """Conversations of one to three questions and answers, of the words of a small corpus."""
+    random_ = random.Random(0)
+    words = CORPUS.split()
+
+    def said(least: int, most: int) -> str:
+        return " ".join(random_.choices(words, k=random_.randint(least, most)))
+
+    for _ in range(count):
+        turns = [(("user", said(5, 40)), ("assistant", said(10, 120))) for _ in range(random_.choice((1, 1, 1, 2, 3)))]
+        yield [{"role": role, "content": content} for pair in turns for role, content in pair]
+
+
+def examples(folder: Path) -> tuple[Counter[bytes], int]:
+    """A digest of ids and labels of every example of packed rows, and the number of rows."""
+    import datasets
+
+    found: Counter[bytes] = Counter()
+    rows = datasets.load_from_disk(str(folder)).with_format("numpy")
+    for row in rows:
+        ends = np.cumsum(row["seq_lengths"])
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            labels = row["labels"][start:end].astype("<i4")
+            labels[0] = -100  # trl's collator does that
+            found[hashlib.sha256(row["input_ids"][start:end].astype("<i4").tobytes() + labels.tobytes()).digest()] += 1
+    return found, len(rows)
+
+
+def rate(size: int, measured: Measured, start: Measured) -> float:
+    return (size - START) / (measured.seconds - start.seconds)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs=2, default=(20_000, 100_000), help="the two sizes")
+    small, large = parser.parse_args().rows
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="data-", dir=FOLDER))
+    try:
+        place = Place(folder)
+        place.prepare([small, large])
+        measured: dict[str, dict[int, Measured]] = {}
+        results = {}
+        for side in SIDES:
+            place.run(side, START)  # once unmeasured, so that every side finds its modules in the page cache
+            measured[side.name] = {START: place.run(side, START), small: place.run(side, small)}
+            results[side.name] = examples(place.result(side))
+        for side in SIDES[:2]:
+            measured[side.name][large] = place.run(side, large)
+        status = json.loads((folder / "work" / "dataset" / MANIFEST).read_text())["result"]
+        rows = list(table(measured, results, small, large))
+        notes = [
+            f"chats of 1 to 3 questions and answers, {status['tokens'] / status['examples']:.0f} tokens on average, "
+            f"packed into rows of {LENGTH}; {os.cpu_count()} processors",
+            "rows per second beyond the time of the start; memory of the process alone, not of trl's further processes",
+            "anonymous memory: what cannot be dropped; pages of mapped files, which resident memory counts too, can",
+        ]
+        return 0 if write("data", rows, "load-dataset beside trl's preparation", notes) else 1
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def table(
+    measured: dict[str, dict[int, Measured]], results: dict[str, tuple[Counter[bytes], int]], small: int, large: int
+) -> Iterator[Row]:
+    ours, peer = (side.name for side in SIDES[:2])
+    for name, runs in measured.items():
+        yield Row(name, "start", runs[START].seconds, "s")
+        for size, run in runs.items():
+            if size != START:
+                yield Row(f"{name}, {size:,} rows", "rate", rate(size, run, runs[START]), "rows/s")
+                yield Row(f"{name}, {size:,} rows", "peak memory, anonymous", run.anonymous / 2**20, "MiB")
+                yield Row(f"{name}, {size:,} rows", "peak memory, resident", run.resident / 2**20, "MiB")
+        yield Row(f"{name}, {small:,} rows", "packed rows", results[name][1], "")
+    for name in list(measured)[1:]:
+        faster = rate(small, measured[ours][small], measured[ours][START]) / rate(
+            small, measured[name][small], measured[name][START]
+        )
+        yield Row(f"ratio to {name}", "times faster", faster, "x", "at least 2", faster >= 2)
+        same = results[name][0] == results[ours][0]
+        yield Row(f"{ours} and {name}", "same ids and labels", float(same), "", "equal", same)
+    growth = (measured[ours][large].anonymous - measured[ours][small].anonymous) / 2**20
+    theirs = (measured[peer][large].anonymous - measured[peer][small].anonymous) / 2**20
+    yield Row(ours, f"memory from {small:,} to {large:,} rows", growth, "MiB more", "at most 50", growth <= 50)
+    yield Row(peer, f"memory from {small:,} to {large:,} rows", theirs, "MiB more")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
