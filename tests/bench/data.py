@@ -1,12 +1,13 @@
 """`make bench-data`: load-dataset beside datasets.map and trl's own preparation, on one generated file of chats.
 
 Both sides read the same JSONL, render the same chat template (SmolLM2's, with generation markers, since trl needs them
-to mask), tokenise with SmolLM2's tokenizer, learn the assistant's turns only, and pack into rows of 1,024 tokens by best
-fit. load-dataset runs as in its image, where there is no torch; trl cannot be imported without. trl's SFTTrainer gets a
-model of a few weights, and is measured until its dataset is prepared.
+to mask), tokenise with SmolLM2's tokenizer, learn the assistant's turns only, and pack into rows of 1,024 tokens by
+best fit. load-dataset runs as in its image, where there is no torch; trl cannot be imported without. trl's SFTTrainer
+gets a model of a few weights, and is measured until its dataset is prepared and lies on the disk.
 
-Each side is a process of its own, measured from outside. Its start is measured by itself on a few rows, and rows per
-second are those of the time beyond it. The results are compared example by example: ids and labels.
+Each side is a process of its own, whose memory is measured from outside. It takes the time itself, once everything is
+imported: from the file of rows to the packed dataset on the disk. The results are compared example by example: ids and
+labels.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sysconfig
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,9 +35,6 @@ from tests.bench.tokens import Measured, measure
 from tests.models import CORPUS, smollm2
 
 LENGTH = 1024
-START = 8
-"""Rows of the run that measures the start."""
-
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "config.json")
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}"
@@ -44,15 +42,25 @@ TEMPLATE = (
     "{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
 )
 
-OURS = "import sys; from finetune.steps.__main__ import main; sys.exit(main(['load-dataset']))"
+OURS = """
+import sys, time
+import datasets.packaged_modules
+from transformers import AutoTokenizer
+import finetune.steps.command, finetune.steps.dataset.step, finetune.steps.dataset.write
+started = time.perf_counter()
+code = finetune.steps.command.main(["load-dataset"])
+open(sys.argv[1], "w").write(str(time.perf_counter() - started))
+sys.exit(code)
+"""
 
 PEER = """
-import sys
+import sys, time
 from datasets import load_dataset
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-model, rows, output, length, processes = sys.argv[1:]
+seconds, model, rows, output, length, processes = sys.argv[1:]
+started = time.perf_counter()
 tokenizer = AutoTokenizer.from_pretrained(model)
 config = AutoConfig.for_model("llama", vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8,
     num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
@@ -61,6 +69,7 @@ options = SFTConfig(output_dir=output, max_length=int(length), packing=True, pac
 data = load_dataset("json", data_files=rows, split="train")
 trainer = SFTTrainer(AutoModelForCausalLM.from_config(config), options, train_dataset=data, processing_class=tokenizer)
 trainer.train_dataset.save_to_disk(output)
+open(seconds, "w").write(str(time.perf_counter() - started))
 """
 
 
@@ -95,22 +104,28 @@ class Place:
             if not path.name.startswith(("torch", "functorch", "trl")):
                 (packages / path.name).symlink_to(path)
         (self.folder / "claims").mkdir()
-        for size in (START, *sizes):
+        for size in sizes:
             claim = self.folder / "claims" / f"rows-{size}"
             claim.mkdir()
             with (claim / "rows.jsonl").open("w") as file:
                 file.writelines(json.dumps({"messages": messages}) + "\n" for messages in chats(size))
 
     def run(self, side: Side, size: int) -> Measured:
-        """Prepare the data of this size."""
+        """Prepare the data of this size; the seconds are those after the imports."""
+        seconds = self.folder / "seconds"
+        command, environment = self._process(side, size, seconds)
+        measured = measure(command, environment, self.folder / "claims" / f"rows-{size}")
+        return replace(measured, seconds=float(seconds.read_text()))
+
+    def _process(self, side: Side, size: int, seconds: Path) -> tuple[list[str], dict[str, str]]:
         rows = self.folder / "claims" / f"rows-{size}"
         for name in ("work/dataset", "peer", "hf"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(self.folder / "hf")}
         if side.processes is not None:
-            arguments = [str(rows / "rows.jsonl"), str(self.folder / "peer"), str(LENGTH), str(side.processes)]
-            command = [sys.executable, "-c", PEER, str(self.folder / "work" / "model"), *arguments]
-            return measure(command, environment, rows)
+            places = [seconds, self.folder / "work" / "model", rows / "rows.jsonl", self.folder / "peer"]
+            arguments = [*map(str, places), str(LENGTH), str(side.processes)]
+            return [sys.executable, "-c", PEER, *arguments], environment
         spec = {
             "model": {"uri": "hf://bench/model"},
             "dataset": {
@@ -130,7 +145,7 @@ class Place:
             "FINETUNE_REPORT": str(self.folder / "report.json"),
             "PYTHONPATH": os.pathsep.join((str(self.folder / "packages"), str(operator))),
         }
-        return measure([sys.executable, "-S", "-c", OURS], environment, rows)
+        return [sys.executable, "-S", "-c", OURS, str(seconds)], environment
 
     def result(self, side: Side) -> Path:
         return self.folder / ("peer" if side.processes is not None else "work/dataset/train")
@@ -164,10 +179,6 @@ def examples(folder: Path) -> tuple[Counter[bytes], int]:
     return found, len(rows)
 
 
-def rate(size: int, measured: Measured, start: Measured) -> float:
-    return (size - START) / (measured.seconds - start.seconds)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs=2, default=(20_000, 100_000), help="the two sizes")
@@ -180,17 +191,16 @@ def main() -> int:
         measured: dict[str, dict[int, Measured]] = {}
         results = {}
         for side in SIDES:
-            place.run(side, START)  # once unmeasured, so that every side finds its modules in the page cache
-            measured[side.name] = {START: place.run(side, START), small: place.run(side, small)}
+            measured[side.name] = {small: place.run(side, small)}
             results[side.name] = examples(place.result(side))
-        for side in SIDES[:2]:
-            measured[side.name][large] = place.run(side, large)
-        status = json.loads((folder / "work" / "dataset" / MANIFEST).read_text())["result"]
+            if side.processes is None:
+                status = json.loads((folder / "work" / "dataset" / MANIFEST).read_text())["result"]
+        measured[SIDES[0].name][large] = place.run(SIDES[0], large)
         rows = list(table(measured, results, small, large))
         notes = [
             f"chats of 1 to 3 questions and answers, {status['tokens'] / status['examples']:.0f} tokens on average, "
             f"packed into rows of {LENGTH}; {os.cpu_count()} processors",
-            "rows per second beyond the time of the start; memory of the process alone, not of trl's further processes",
+            "imports are not part of the time; memory is that of the process alone, not of trl's further processes",
             "anonymous memory: what cannot be dropped; pages of mapped files, which resident memory counts too, can",
         ]
         return 0 if write("data", rows, "load-dataset beside trl's preparation", notes) else 1
@@ -201,26 +211,20 @@ def main() -> int:
 def table(
     measured: dict[str, dict[int, Measured]], results: dict[str, tuple[Counter[bytes], int]], small: int, large: int
 ) -> Iterator[Row]:
-    ours, peer = (side.name for side in SIDES[:2])
+    ours = SIDES[0].name
     for name, runs in measured.items():
-        yield Row(name, "start", runs[START].seconds, "s")
         for size, run in runs.items():
-            if size != START:
-                yield Row(f"{name}, {size:,} rows", "rate", rate(size, run, runs[START]), "rows/s")
-                yield Row(f"{name}, {size:,} rows", "peak memory, anonymous", run.anonymous / 2**20, "MiB")
-                yield Row(f"{name}, {size:,} rows", "peak memory, resident", run.resident / 2**20, "MiB")
+            yield Row(f"{name}, {size:,} rows", "rate", size / run.seconds, "rows/s")
+            yield Row(f"{name}, {size:,} rows", "peak memory, anonymous", run.anonymous / 2**20, "MiB")
+            yield Row(f"{name}, {size:,} rows", "peak memory, resident", run.resident / 2**20, "MiB")
         yield Row(f"{name}, {small:,} rows", "packed rows", results[name][1], "")
     for name in list(measured)[1:]:
-        faster = rate(small, measured[ours][small], measured[ours][START]) / rate(
-            small, measured[name][small], measured[name][START]
-        )
+        faster = measured[name][small].seconds / measured[ours][small].seconds
         yield Row(f"ratio to {name}", "times faster", faster, "x", "at least 2", faster >= 2)
         same = results[name][0] == results[ours][0]
         yield Row(f"{ours} and {name}", "same ids and labels", float(same), "", "equal", same)
     growth = (measured[ours][large].anonymous - measured[ours][small].anonymous) / 2**20
-    theirs = (measured[peer][large].anonymous - measured[peer][small].anonymous) / 2**20
     yield Row(ours, f"memory from {small:,} to {large:,} rows", growth, "MiB more", "at most 50", growth <= 50)
-    yield Row(peer, f"memory from {small:,} to {large:,} rows", theirs, "MiB more")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,8 @@ def _dataset(result: Result) -> list[str]:
         words.append(f"{held_out:,} held out")
     if result.get("tokens"):
         words.append(f"{result.get('trainedTokens', 0):,} of {result['tokens']:,} tokens carry loss")
+    if packed := result.get("packedRows"):
+        words.append(f"packed into {packed:,} rows")
     for name, label in (("truncated", "shortened"), ("dropped", "dropped")):
         if count := result.get(name):
             words.append(f"{count:,} {label}")

@@ -62,10 +62,15 @@ def _load_dataset(status: FineTuneJobStatus) -> Iterator[str]:
         yield f"{dataset.examples:,} examples"
         yield from [f"{dataset.validation_examples:,} held out"] if dataset.validation_examples else []
         yield f"{dataset.trained_tokens:,} of {dataset.tokens:,} tokens carry loss"
-        yield from [f"{dataset.truncated:,} truncated"] if dataset.truncated else []
-        yield from [f"{dataset.dropped:,} dropped"] if dataset.dropped else []
+        yield from [f"packed into {dataset.packed_rows:,} rows"] if dataset.packed_rows is not None else []
+        yield from [f"{dataset.truncated:,} truncated{_reasons(dataset.truncated_by)}"] if dataset.truncated else []
+        yield from [f"{dataset.dropped:,} dropped{_reasons(dataset.dropped_by)}"] if dataset.dropped else []
         if dataset.unused_tokens:
             yield f"warning: never in the data and so untrained: {' '.join(dataset.unused_tokens)}"
+
+
+def _reasons(counts: Mapping[str, int] | None) -> str:
+    return f" ({', '.join(f'{count:,} {reason}' for reason, count in sorted(counts.items()))})" if counts else ""
 
 
 def _train(status: FineTuneJobStatus) -> Iterator[str]:

@@ -96,13 +96,17 @@ def test_only_containers_that_talk_to_stores_see_credentials():
 def test_claims_are_read_only_but_for_the_output_of_the_saving_pod():
     job = FineTuneJob().with_spec(
         model={"uri": "pvc://models/base"},
-        dataset={"sources": [{"uri": "pvc://data/rows.jsonl"}]},
+        dataset={
+            "sources": [{"uri": "pvc://data/rows.jsonl"}, {"uri": "pvc://more"}],
+            "validation": {"source": {"uri": "pvc://held-out/rows.jsonl"}},
+        },
         output={"uri": "pvc://models/out"},
     )
     steps = containers(pod_of(prepare, job))
     assert mounts(steps["download-model"])["/claims/models"] is True
     assert "/claims/data" not in mounts(steps["download-model"])
-    assert mounts(steps["load-dataset"])["/claims/data"] is True
+    for claim in ("data", "more", "held-out"):
+        assert mounts(steps["load-dataset"])[f"/claims/{claim}"] is True
     assert mounts(containers(pod_of(save, job))["save-model"])["/claims/models"] is False
     assert not any(path.startswith("/claims") for path in mounts(containers(pod_of(train, job))["train"]))
 

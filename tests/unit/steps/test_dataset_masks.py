@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from finetune.api.spec import Objective
 from finetune.steps.dataset.encode import IGNORED, Encoded, Encoder
 from finetune.steps.dataset.rows import Completion, Conversation, Example, Message, PlainText
+from finetune.steps.dataset.span import token_span
 from finetune.steps.failure import StepFailure
-from tests.models import tiny
+from tests.models import CORPUS, tiny
 
 CREATED = datetime(2026, 2, 3, tzinfo=UTC)
 
@@ -204,3 +208,35 @@ def test_over_long_text_is_not_cut_in_two_when_answers_are_learned(tokenizer: An
     cutting = encoder(tokenizer, max_length=16)
     assert encode(cutting, PlainText("The quick brown fox jumps over the lazy dog. " * 20)) == []
     assert cutting.counts.dropped == {"TooLong": 1}
+
+
+def metaspace() -> Tokenizer:
+    """A tokenizer in the manner of Llama 2: a mark for spaces, also before the text, and bytes for what is unknown."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", *bytes_], show_progress=False)
+    tokenizer.train_from_iterator(CORPUS.splitlines(), trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def backends(model: Path) -> dict[str, Tokenizer]:
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, "<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return {"bytes": Tokenizer.from_file(str(model / "tokenizer.json")), "metaspace": metaspace(), "words": words}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "metaspace", "words"])
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_span_of_characters_is_the_tokens_that_touch_it(backends: dict[str, Tokenizer], kind: str, data: Any) -> None:
+    text = data.draw(st.text(st.sampled_from("aeiou thn.\n é漢😀<|im_end|>"), max_size=30)) + data.draw(
+        st.sampled_from(["", "<|im_end|>", " the answer"])
+    )
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, len(text)))
+    encoding = backends[kind].encode(text, add_special_tokens=False)
+    touched = [at for at, (first, last) in enumerate(encoding.offsets) if first < end and last > start and start < end]
+    found = range(*token_span(encoding, (start, end), len(text)))
+    assert [at for at in found if encoding.offsets[at][0] < encoding.offsets[at][1]] == touched

@@ -60,6 +60,7 @@ class DatasetSource(Model):
     model_config = ConfigDict(
         json_schema_extra=rules(
             ("!(has(self.template) && has(self.format))", "a source takes either a template or a format"),
+            ("self.maxRepeats == 1 || has(self.weight)", "maxRepeats limits what a weight asks for: give a weight too"),
             (
                 "!has(self.fileFormat) || !self.uri.startsWith('hf://')",
                 "fileFormat goes with pvc:// and s3://; a dataset on the hub says itself how it is written",
@@ -169,7 +170,10 @@ class Dataset(Model):
         "batchSize then counts such rows.",
     )
     mask: Mask = Field(
-        Mask.ASSISTANT, description="Which tokens carry the loss: the assistant's turns, or ColossalAI's own rule."
+        Mask.ASSISTANT,
+        description="Which tokens carry the loss. Assistant: the assistant's turns with their end markers, or what "
+        "follows a prompt; everything under Pretraining. Colossal: by ColossalAI's own rule and in its own layout of "
+        "conversations, whatever the objective.",
     )
 
     def places(self) -> Iterator[tuple[str, DatasetSource]]:

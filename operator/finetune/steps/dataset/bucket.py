@@ -19,9 +19,9 @@ DENIED = ("ACCESS_DENIED", "AccessDenied", "403", "credentials")
 """What Arrow's message holds when S3 says so; it has no other way to tell its answers apart."""
 
 
-def listing(uri: str) -> list[list[Any]]:
+def listing(uri: str, field: str) -> list[list[Any]]:
     """Name, size and time of change of every file that the URI names: itself, or those below it."""
-    return [[info.path, info.size, str(info.mtime)] for info in _infos(uri, "spec.dataset")]
+    return [[info.path, info.size, str(info.mtime)] for info in _infos(uri, field)]
 
 
 def fetched(uri: str, folder: Path, field: str) -> Path:

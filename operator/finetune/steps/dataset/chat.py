@@ -78,7 +78,7 @@ class ChatRenderer:
         from transformers.utils.chat_template_utils import _render_with_assistant_indices
 
         with _refusals():
-            text, spans = _render_with_assistant_indices(
+            text, spans = _render_with_assistant_indices(  # type: ignore[no-untyped-call]
                 compiled_template=self._compiled, messages=turns, add_generation_prompt=False, **self._constants
             )
         return str(text), [(start, end) for start, end in spans]

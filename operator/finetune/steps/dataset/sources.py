@@ -28,9 +28,9 @@ def prepare_environment(cache: Path) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
-def identity(source: DatasetSource, layout: Layout) -> dict[str, Any]:
+def identity(source: DatasetSource, layout: Layout, field: str = "spec.dataset") -> dict[str, Any]:
     """What the rows depend on. Files in a claim or a bucket may change under the same name: sizes and times belong to
-    it."""
+    it. `field` is the source's place in the spec."""
     description = source.wire()
     if source.uri.startswith("pvc://"):
         place = layout.claim_path(source.uri)
@@ -41,7 +41,7 @@ def identity(source: DatasetSource, layout: Layout) -> dict[str, Any]:
             if path.is_file()
         ]
     elif source.uri.startswith(BUCKET):
-        description["files"] = bucket.listing(source.uri)
+        description["files"] = bucket.listing(source.uri, field)
     return description
 
 

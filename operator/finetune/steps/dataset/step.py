@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,7 @@ def run(job: StepJob, layout: Layout) -> StepReport:
     """Write `dataset/train` and, if rows are held out, `dataset/validation`; report what they hold."""
     model = base_model(layout)
     inputs = {
-        "sources": [identity(source, layout) for _, source in job.spec.dataset.places()],
+        "sources": [identity(source, layout, f"spec.dataset.{place}") for place, source in job.spec.dataset.places()],
         "dataset": job.spec.dataset.wire(),
         "objective": job.spec.training.objective,
         "seed": job.spec.training.seed,
@@ -70,6 +71,13 @@ class _Source:
     format: Format
     places: npt.NDArray[np.int64]
     """Where each row stands in the source's order; below zero if it is held out."""
+
+    counts: Counts = field(default_factory=Counts)
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is one of the sources to train on."""
+        return bool(self.places.max() >= 0)
 
 
 @dataclass
@@ -95,9 +103,9 @@ class _Loading:
         _must_be_fast(tokenizer)
         sources = [self._open(place, source, cache) for place, source in dataset.places()]
         encoded = EncodedRows(self.folder / ".encoded")
-        counts = self._encode(tokenizer, sources, encoded)
+        self._encode(tokenizer, sources, encoded)
         shutil.rmtree(cache, ignore_errors=True)
-        result = self._arrange(sources, encoded, len(tokenizer), counts)
+        result = self._arrange(sources, encoded, len(tokenizer))
         shutil.rmtree(self.folder / ".encoded", ignore_errors=True)
         return result
 
@@ -128,25 +136,24 @@ class _Loading:
 
     # ---- rows to ids
 
-    def _encode(self, tokenizer: Any, sources: list[_Source], encoded: EncodedRows) -> Counts:
-        spec = self.job.spec
-        encoder = Encoder(
-            tokenizer, self.job.created, spec.training.objective, spec.dataset.max_length, spec.dataset.mask
-        )
+    def _encode(self, tokenizer: Any, sources: list[_Source], encoded: EncodedRows) -> None:
+        objective, dataset = self.job.spec.training.objective, self.job.spec.dataset
         total, before = sum(len(source.rows) for source in sources), 0
         with Progress(Step.LOAD_DATASET, "row") as progress:
             for number, source in enumerate(sources):
+                encoder = Encoder(
+                    tokenizer, self.job.created, objective, dataset.max_length, dataset.mask, source.counts
+                )
                 firsts: list[tuple[int, list[int] | None]] = []
                 try:
                     for index, examples in enumerate(encoder.encode(self._batches(source, firsts))):
                         first, categories = firsts[index]
                         encoded.append(examples, first, number, categories)
-                        progress.update(min(before + first + BATCH, total), total)
+                        progress.update(before + min(first + BATCH, len(source.rows)), total)
                 except MalformedRow as error:
                     raise _malformed(source, firsts[-1][0] + error.index, error) from error
                 before += len(source.rows)
         encoded.finish()
-        return encoder.counts
 
     def _batches(self, source: _Source, firsts: list[tuple[int, list[int] | None]]) -> Iterator[list[Example]]:
         """The rows in batches, as examples; what is appended to `firsts` says where each batch begins."""
@@ -165,12 +172,9 @@ class _Loading:
 
     # ---- ids to rows of training data
 
-    def _arrange(self, sources: list[_Source], encoded: EncodedRows, vocabulary: int, counts: Counts) -> dict[str, Any]:
+    def _arrange(self, sources: list[_Source], encoded: EncodedRows, vocabulary: int) -> dict[str, Any]:
         spec = self.job.spec
-        ingredients, validation = _divided(sources, encoded)
-        for source, ingredient in zip(sources, ingredients, strict=False):
-            if not len(ingredient.numbers):
-                raise _nothing(source, counts, spec.dataset.max_length)
+        ingredients, validation = _divided(sources, encoded, spec.dataset.max_length)
         order = mixed(ingredients, spec.dataset.buckets, spec.training.seed)
         hasher = hashlib.sha256()
         parts = {"train": order} | ({"validation": [validation]} if self._validates else {})
@@ -204,10 +208,8 @@ class _Loading:
             **({"packedRows": train.rows} if packing else {}),
             "tokens": train.tokens,
             "trainedTokens": train.learned,
-            "truncated": counts.truncated.total(),
-            **({"truncatedBy": dict(counts.truncated)} if counts.truncated else {}),
-            "dropped": counts.dropped.total(),
-            **({"droppedBy": dict(counts.dropped)} if counts.dropped else {}),
+            **_counted("truncated", sum((source.counts.truncated for source in sources), Counter())),
+            **_counted("dropped", sum((source.counts.dropped for source in sources), Counter())),
             "unusedTokens": _unused(self.model, train.seen),
             "digest": hasher.hexdigest(),
         }
@@ -218,21 +220,28 @@ class _Loading:
         return bool(validation.fraction or validation.source)
 
 
-def _divided(sources: list[_Source], encoded: EncodedRows) -> tuple[list[Ingredient], npt.NDArray[np.int64]]:
-    """The examples of every source to train on, and all those held out, each in their source's order."""
+def _divided(
+    sources: list[_Source], encoded: EncodedRows, max_length: int
+) -> tuple[list[Ingredient], npt.NDArray[np.int64]]:
+    """The examples of every source to train on, and all those held out, each in their source's order. There must be
+    some of every source."""
     ingredients, validation = [], [np.zeros(0, np.int64)]
     for number, source in enumerate(sources):
         numbers = np.flatnonzero(encoded.sources == number)
         places = source.places[encoded.rows[numbers]]
         in_order = np.argsort(places, kind="stable")
         numbers, training = numbers[in_order], places[in_order] >= 0
+        if not (training.any() if source.trains else len(numbers)):
+            raise _nothing(source, max_length)
         validation.append(numbers[~training])
-        if source.spec.weight is not None or training.any() or source.places.max() >= 0:
-            chosen = numbers[training]
-            ingredients.append(
-                Ingredient(chosen, encoded.categories[chosen], source.spec.weight, source.spec.max_repeats)
-            )
+        if source.trains:
+            chosen, spec = numbers[training], source.spec
+            ingredients.append(Ingredient(chosen, encoded.categories[chosen], spec.weight, spec.max_repeats))
     return ingredients, np.concatenate(validation)
+
+
+def _counted(name: str, counts: Counter[Any]) -> dict[str, Any]:
+    return {name: counts.total(), **({f"{name}By": dict(counts)} if counts else {})}
 
 
 def _undecodable(table: Any, error: UnicodeDecodeError) -> UndecodableRow:
@@ -273,9 +282,10 @@ def _malformed(source: _Source, index: int, error: MalformedRow) -> StepFailure:
     )
 
 
-def _nothing(source: _Source, counts: Counts, max_length: int) -> StepFailure:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.dropped.items()))
-    too_long = f"; the shortest that is too long has {counts.shortest} tokens" if counts.shortest else ""
+def _nothing(source: _Source, max_length: int) -> StepFailure:
+    dropped, shortest = source.counts.dropped, source.counts.shortest
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+    too_long = f"; the shortest that is too long has {shortest} tokens" if shortest else ""
     return StepFailure(
         ExitCode.BAD_DATA,
         "NothingToTrainOn",
