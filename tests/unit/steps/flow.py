@@ -52,6 +52,7 @@ class Workshop:
             "FINETUNE_CLAIMS": str(self.layout.claims),
             "FINETUNE_REPORT": str(self.layout.report_file),
             "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(OPERATOR),
         }
 
     def run_without_torch(self, step: str, job: StepJob) -> subprocess.CompletedProcess[str]:
