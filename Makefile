@@ -91,3 +91,11 @@ bench-data: $(READY) ## load-dataset against datasets.map and trl's preparation
 .PHONY: bench-controller
 bench-controller: cluster-up ## 1,000 FineTuneJobs against 1,000 plain Jobs; status latency
 	$(BIN)/python -m tests.bench.controller
+
+.PHONY: bench-resume
+bench-resume: $(READY) ## twenty kills over one run: equal weights, what a kill and a checkpoint cost
+	$(BIN)/python -m tests.bench.resume
+
+.PHONY: bench-train
+bench-train: $(READY) ## training beside the plain trl script, on the same rows
+	$(BIN)/python -m tests.bench.train

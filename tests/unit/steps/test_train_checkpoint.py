@@ -83,7 +83,7 @@ def test_a_torn_file_means_one_step_back(checkpoints: Checkpoints, caplog: pytes
     write(checkpoints, 5)
     (write(checkpoints, 10).folder / "optimizer.pt").write_text("to")
     assert newest_step(checkpoints) == 5
-    assert "optimizer.pt has 2 bytes instead of" in caplog.text
+    assert "step-10 is torn: optimizer.pt has 2 bytes instead of 21: going back to step-5" in caplog.text
     assert names(checkpoints) == {"step-5"}
 
 
@@ -94,18 +94,44 @@ def test_when_every_checkpoint_is_torn_there_is_an_error_and_no_fresh_start(chec
     assert names(checkpoints) == {"step-5"}
 
 
-@pytest.mark.parametrize("lost", [name for name in FILES if name != "config.json"])
-@pytest.mark.parametrize("when", ["deleted", "never written"])
-def test_a_lost_piece_of_state_is_an_error(checkpoints: Checkpoints, lost: str, when: str) -> None:
-    write(checkpoints, 5)
+PIECES = {
+    "model.safetensors": "weights",
+    "optimizer.pt": "optimizer state",
+    "scheduler.pt": "scheduler state",
+    "rng_state.pth": "random state",
+    "trainer_state.json": "trainer state",
+}
+
+
+def lose(checkpoints: Checkpoints, step: int, lost: str, when: str) -> None:
+    """A checkpoint without one of its files."""
     if when == "deleted":
-        (write(checkpoints, 10).folder / lost).unlink()
+        (write(checkpoints, step).folder / lost).unlink()
     else:
-        write(checkpoints, 10, tuple(name for name in FILES if name != lost))
+        write(checkpoints, step, tuple(name for name in FILES if name != lost))
+
+
+@pytest.mark.parametrize("lost", PIECES)
+@pytest.mark.parametrize("when", ["deleted", "never written"])
+def test_a_lost_piece_of_state_is_an_error_that_names_it(checkpoints: Checkpoints, lost: str, when: str) -> None:
+    lose(checkpoints, 10, lost, when)
     failure = refusal(checkpoints)
-    assert (failure.code, failure.error.reason) == (ExitCode.BAD_DATA, "CheckpointIncomplete")
-    assert "step-10 lacks" in failure.error.message
-    assert "step-10" in failure.error.hint
+    assert (failure.code, failure.error.reason) == (ExitCode.BAD_DATA, "CheckpointDamaged")
+    assert f"step-10 lacks the {PIECES[lost]}" in failure.error.message
+    assert names(checkpoints) == {"step-10"}
+
+
+@pytest.mark.parametrize("lost", PIECES)
+@pytest.mark.parametrize("when", ["deleted", "never written"])
+def test_with_an_older_one_the_run_goes_back_to_it_and_says_what_is_lost(
+    checkpoints: Checkpoints, lost: str, when: str
+) -> None:
+    write(checkpoints, 5)
+    lose(checkpoints, 10, lost, when)
+    newest = checkpoints.newest()
+    assert newest is not None and newest.step == 5
+    assert newest.passed_over[0].startswith(f"step-10 lacks the {PIECES[lost]}")
+    assert names(checkpoints) == {"step-5"}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +172,9 @@ def test_a_full_disk_is_met_before_writing_and_the_older_checkpoint_is_safe(
     with pytest.raises(StepFailure) as failure:
         checkpoints.begin(15, needed=1 << 30)
     assert failure.value.error.reason == "DiskFull"
-    assert "the one after step 10 is safe" in failure.value.error.message
+    assert "takes 1,073,741,824 bytes" in failure.value.error.message
+    assert "has 1,048,576 bytes (1.0 MiB) left; the one after step 10 is safe" in failure.value.error.message
+    assert failure.value.result is not None and failure.value.result["checkpoint"]["step"] == 10
     assert newest_step(checkpoints) == 10
 
 

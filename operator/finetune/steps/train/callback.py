@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from finetune.steps.train.trainer import ResumableTrainer
 
 
+log = logging.getLogger(__name__)
+
+
 class Watch(TrainerCallback):
     """Reports after every step, and ends training after a step when asked to stop."""
 
@@ -21,6 +25,7 @@ class Watch(TrainerCallback):
         self._progress = progress
         self._trainer: ResumableTrainer | None = None
         self._since = 0.0
+        self._stepped = False
         self._validation_loss: float | None = None
 
     def watch(self, trainer: ResumableTrainer) -> None:
@@ -33,6 +38,9 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self._trainer is not None
+        if not self._stepped:
+            self._stepped = True
+            log.info("the first step took %.1f s", time.monotonic() - self._since)
         if self._trainer.should_stop():
             self._trainer.end_training()
 

@@ -2,17 +2,19 @@
 
 A checkpoint is written as `step-N.partial`. When everything is in it, a marker goes in that lists every file with its
 size, all is flushed to disk, and a rename gives it its name. What was interrupted has no marker and is removed at the
-next start; what has a marker but not its files is an error or a step back, both said aloud.
+next start. What has a marker but not all its files is damaged: the run goes back to the one before and says so; where
+there is none, it is an error that names what is lost.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,9 @@ REQUIRED = {
 SPARE = 64 << 20
 """Bytes that stay free on the disk beside a new checkpoint."""
 
+FULL = 1 << 20
+"""A disk with fewer bytes left is full."""
+
 log = logging.getLogger(__name__)
 
 
@@ -45,6 +50,8 @@ class Checkpoint:
 
     folder: Path
     marker: dict[str, Any]
+    passed_over: tuple[str, ...] = ()
+    """What is wrong with newer ones that had to be left for this one."""
 
     @property
     def step(self) -> int:
@@ -78,23 +85,22 @@ class Checkpoints:
     def newest(self) -> Checkpoint | None:
         """The checkpoint to go on from; None only when there has never been one. Removes what was interrupted."""
         self._clear()
-        damaged = []
+        damaged: dict[Path, str] = {}
         for checkpoint in self._complete():
             self._verify_inputs(checkpoint)
-            self._verify_pieces(checkpoint)
-            if torn := _torn(checkpoint):
-                damaged.append(f"{checkpoint.folder.name} ({torn})")
-                log.error("%s is damaged: %s. Going back to the one before.", checkpoint.folder, torn)
+            if lost := _damage(checkpoint):
+                damaged[checkpoint.folder] = f"{checkpoint.folder.name} {lost}"
                 continue
-            for name in damaged:
-                self._remove(self.folder / name.partition(" ")[0])
-            return checkpoint
+            for folder, what in damaged.items():
+                log.error("%s: going back to %s", what, checkpoint.folder.name)
+                self._remove(folder)
+            return replace(checkpoint, passed_over=tuple(damaged.values()))
         if damaged:
             raise StepFailure(
                 ExitCode.BAD_DATA,
                 "CheckpointDamaged",
-                f"every checkpoint in {self.folder} is damaged: {', '.join(damaged)}",
-                f"Restore the volume, or empty {self.folder} to train from the beginning.",
+                f"every checkpoint in {self.folder} is damaged: {'; '.join(damaged.values())}",
+                f"Restore what is lost, or empty {self.folder} to train from the beginning.",
             )
         return None
 
@@ -114,15 +120,7 @@ class Checkpoints:
             for old in list(self._complete())[1:]:
                 self._remove(old.folder)
         if (free := self._free()) < needed + SPARE:
-            newest = next(self._complete(), None)
-            raise StepFailure(
-                ExitCode.BAD_CONFIGURATION,
-                "DiskFull",
-                f"the checkpoint after step {step} needs {in_words(needed + SPARE)}, {in_words(free)} are free in "
-                f"{self.folder}" + (f"; the one after step {newest.step} is safe" if newest else ""),
-                "Enlarge spec.workspace.size (or the claim), or lower spec.training.checkpoint.keep.",
-                result={"checkpoint": newest.status()} if newest else None,
-            )
+            raise self._full(step, needed, free)
         partial.mkdir()
         return partial
 
@@ -146,6 +144,22 @@ class Checkpoints:
             self._remove(old.folder)
         return Checkpoint(folder, marker)
 
+    def unwritable(self, partial: Path, needed: int, error: Exception) -> StepFailure:
+        """What it amounts to that `partial`, of `needed` bytes, could not be written. It is removed: the disk may be
+        full with it. Not every library raises an OSError for a full disk."""
+        free, step = self._free(), int(partial.stem.removeprefix("step-"))
+        shutil.rmtree(partial, ignore_errors=True)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or free < FULL or "No space left" in str(error):
+            return self._full(step, needed, free)
+        return StepFailure(
+            ExitCode.IO_ERROR,
+            "CheckpointNotWritten",
+            f"the checkpoint after step {step} could not be written to {self.folder}: {error}{self._what_is_safe()}",
+            "The operator tries again; if it stays so, look at the volume.",
+            result=self._safe(),
+        )
+
     def latest(self) -> Checkpoint | None:
         """The newest complete checkpoint, unverified."""
         return next(self._complete(), None)
@@ -168,6 +182,24 @@ class Checkpoints:
         (folder / MARKER).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
 
+    def _full(self, step: int, needed: int, free: int) -> StepFailure:
+        return StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "DiskFull",
+            f"the checkpoint after step {step} takes {needed:,} bytes ({in_words(needed)}), and {in_words(SPARE)} must "
+            f"stay free; {self.folder} has {free:,} bytes ({in_words(free)}) left{self._what_is_safe()}",
+            "Enlarge spec.workspace.size (or the claim), or lower spec.training.checkpoint.keep.",
+            result=self._safe(),
+        )
+
+    def _what_is_safe(self) -> str:
+        newest = self.latest()
+        return f"; the one after step {newest.step} is safe" if newest else ""
+
+    def _safe(self) -> dict[str, Any] | None:
+        newest = self.latest()
+        return {"checkpoint": newest.status()} if newest else None
+
     def _free(self) -> int:
         return shutil.disk_usage(self.folder).free
 
@@ -182,20 +214,6 @@ class Checkpoints:
                     f"Empty {self.folder} to train from the beginning, or restore what the checkpoint was made with.",
                 )
 
-    def _verify_pieces(self, checkpoint: Checkpoint) -> None:
-        listed = checkpoint.marker["files"]
-        missing = [
-            piece for piece, pattern in REQUIRED.items() if not any(re.fullmatch(pattern, name) for name in listed)
-        ]
-        missing += [name for name in listed if not (checkpoint.folder / name).exists()]
-        if missing:
-            raise StepFailure(
-                ExitCode.BAD_DATA,
-                "CheckpointIncomplete",
-                f"{checkpoint.folder} lacks {', '.join(missing)}",
-                f"Restore it, or remove {checkpoint.folder} to go on from an older checkpoint, if there is one.",
-            )
-
 
 def _marker(folder: Path) -> dict[str, Any] | None:
     if folder.suffix == ".partial":
@@ -207,10 +225,21 @@ def _marker(folder: Path) -> dict[str, Any] | None:
     return marker if isinstance(marker, dict) else None
 
 
-def _torn(checkpoint: Checkpoint) -> str | None:
-    for name, size in checkpoint.marker["files"].items():
-        if (found := (checkpoint.folder / name).stat().st_size) != size:
-            return f"{name} has {found} bytes instead of {size}"
+def _damage(checkpoint: Checkpoint) -> str | None:
+    """What is lost of a checkpoint: pieces that it never had, files that are gone or of another size."""
+    listed = checkpoint.marker["files"]
+    for piece, pattern in REQUIRED.items():
+        names = [name for name in listed if re.fullmatch(pattern, name)]
+        if not names:
+            return f"lacks the {piece}"
+        if gone := [name for name in names if not (checkpoint.folder / name).exists()]:
+            return f"lacks the {piece} ({', '.join(gone)})"
+    for name, size in listed.items():
+        path = checkpoint.folder / name
+        if not path.exists():
+            return f"lacks {name}"
+        if (found := path.stat().st_size) != size:
+            return f"is torn: {name} has {found:,} bytes instead of {size:,}"
     return None
 
 

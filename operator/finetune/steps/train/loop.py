@@ -57,11 +57,14 @@ class Loop:
         trainer = self._trainer()
         log.info("loading took %.1f s", time.monotonic() - started)
         self._stop.defer()
-        if self._checkpoint and self._checkpoint.step >= self._plan.steps:
-            trainer.state = self._state_of(self._checkpoint)
-        else:
-            trainer.train(resume_from_checkpoint=str(self._checkpoint.folder) if self._checkpoint else None)
-        self._evaluate_at_the_end(trainer)
+        try:
+            if self._checkpoint and self._checkpoint.step >= self._plan.steps:
+                trainer.state = self._state_of(self._checkpoint)
+            else:
+                trainer.train(resume_from_checkpoint=str(self._checkpoint.folder) if self._checkpoint else None)
+            self._evaluate_at_the_end(trainer)
+        finally:
+            trainer.writer.wait()  # whatever happened, the checkpoint that is being written is worth having
         if trainer.stopping:
             raise self._preempted()
         if not trainer.args.should_save:
@@ -71,7 +74,14 @@ class Loop:
     def _trainer(self) -> ResumableTrainer:
         plan, training = self._plan, self._plan.training
         now = facts(plan)
-        run: dict[str, Any] = {"seconds": 0.0, "tokens": 0, "resumptions": [], "exact": True, "changes": []}
+        run: dict[str, Any] = {
+            "seconds": 0.0,
+            "tokens": 0,
+            "resumptions": [],
+            "exact": True,
+            "changes": [],
+            "checkpoints": {"written": 0, "stalledSeconds": 0.0, "bytes": 0},
+        }
         reseed = False
         if self._checkpoint:
             then = self._checkpoint.facts

@@ -65,6 +65,7 @@ def write_record(path: Path, plan: Plan, state: Any, run: dict[str, Any], facts:
         "tokens": run["tokens"],
         "tokensPerSecond": round(run["tokens"] / run["seconds"], 1) if run["seconds"] else None,
         "peakMemoryBytes": _peak_memory(),
+        "checkpoints": run["checkpoints"],
         "resumptions": run["resumptions"],
         "exact": run["exact"],
         "changes": run["changes"],

@@ -6,9 +6,12 @@ What is overridden is what Trainer does to the outside world; the arithmetic of 
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +21,17 @@ from transformers import Trainer, set_seed
 
 from finetune.api.contract import ExitCode
 from finetune.steps.dataset.encode import IGNORED
+from finetune.steps.disk import in_words
 from finetune.steps.failure import StepFailure
+from finetune.steps.memory import available_memory
 from finetune.steps.train.checkpoint import Checkpoints
 from finetune.steps.train.examples import tokens_in
+from finetune.steps.train.snapshot import Snapshot, size_of
 from finetune.steps.train.stop import StopRequest
+from finetune.steps.train.writer import Writer
+
+SPARE_MEMORY = 256 << 20
+"""Bytes of memory that stay free beside a copy of the state."""
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +59,7 @@ class ResumableTrainer(Trainer):
         self._facts, self._run, self._reseed = facts, run, reseed
         self._started = time.monotonic()
         self._tokens: torch.Tensor | int = 0
+        self.writer, self._snapshot = Writer(), Snapshot()
         self.stopping = False
         super().__init__(**options)
 
@@ -56,6 +67,7 @@ class ResumableTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """As in Trainer; a loss that is no number stops the run before it spoils the weights."""
+        self.writer.look()
         self._tokens = self._tokens + tokens_in(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._must_be_finite(loss, "loss")
@@ -139,28 +151,77 @@ class ResumableTrainer(Trainer):
             self.save_checkpoint()
 
     def save_checkpoint(self) -> None:
-        """Write the state after this step as a complete checkpoint; every rank has to call this."""
+        """Make the state after this step a complete checkpoint; every rank has to call this.
+
+        Where memory allows, training stands still only while the state is copied, and a thread writes the copy. At
+        most one is being written; what goes wrong in the thread ends the run at the next step.
+        """
+        started = time.monotonic()
+        self.writer.wait()
         step, main = self.state.global_step, self.args.should_save
+        newest = self.checkpoints.latest() if main else None
+        if self._any(newest is not None and newest.step == step):
+            return  # an evaluation was broken off after it was written; that changed nothing
         folder = self.checkpoints.folder / f"step-{step}.partial"
+        state = self._weights_and_moments() if main else {}
+        size = size_of(state)
         failure = None
         if main:
             try:
-                self.checkpoints.begin(step, self._needed())
+                self.checkpoints.begin(step, size)
             except StepFailure as error:
                 failure = error
         if self._any(failure is not None):
             raise failure or StepFailure(ExitCode.BAD_CONFIGURATION, "DiskFull", "see rank 0", "")
-        if main:
-            self.accelerator.unwrap_model(self.model).save_pretrained(folder)
-        self._save_optimizer_and_scheduler(str(folder))
         self._save_rng_state(str(folder))
-        if main:
-            self.state.save_to_json(str(folder / "trainer_state.json"))
         self._any(False)  # everybody has written
         if main:
-            self.checkpoints.seal(folder, self._facts, self.progress())
-            log.info("checkpoint after step %d", step)
-        self._any(False)  # nobody leaves before it is sealed
+            torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
+            history = copy.copy(self.state)
+            history.log_history = list(self.state.log_history)
+            write = partial(self._write, folder, size, history, self.progress())
+            aside = not self.stopping and self._memory_allows(size)
+            if aside:
+                self.writer.start(partial(write, self._snapshot.of(state)))
+            else:
+                write(state)
+            stalled = time.monotonic() - started
+            self._count_checkpoint(stalled, size)
+            log.info(
+                "checkpoint after step %d: %s, %s, training stood still for %.0f ms",
+                step, in_words(size), "a copy is being written" if aside else "written", 1000 * stalled,
+            )  # fmt: skip
+        if self.stopping:
+            self._any(False)  # nobody leaves before it is sealed
+
+    def _weights_and_moments(self) -> dict[str, Any]:
+        """What is large in a checkpoint, as it lies in memory: the tensors of model and optimizer."""
+        return {
+            "weights": self.accelerator.unwrap_model(self.model).state_dict(),
+            "moments": self.optimizer.state_dict(),
+        }
+
+    def _write(self, folder: Path, size: int, history: Any, run: dict[str, Any], state: dict[str, Any]) -> None:
+        """Write what is not there yet and seal the checkpoint. Uses nothing that training changes."""
+        try:
+            self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state["weights"])
+            torch.save(state["moments"], folder / "optimizer.pt")
+            history.save_to_json(str(folder / "trainer_state.json"))
+            self.checkpoints.seal(folder, self._facts, run)
+        except Exception as error:
+            raise self.checkpoints.unwritable(folder, size, error) from error
+
+    def _memory_allows(self, size: int) -> bool:
+        """Whether a copy of the state fits beside it."""
+        needed, free = size - self._snapshot.size + SPARE_MEMORY, available_memory()
+        if needed <= free:
+            return True
+        log.warning(
+            "a copy of the state takes %s of memory, %s are free: training waits while the checkpoint is written "
+            "(spec.training.resources.limits.memory)",
+            in_words(needed), in_words(free),
+        )  # fmt: skip
+        return False
 
     def _any(self, flag: bool) -> bool:
         if self.args.world_size == 1:
@@ -169,10 +230,13 @@ class ResumableTrainer(Trainer):
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value)
 
-    def _needed(self) -> int:
-        """Bytes of a checkpoint: the weights, and two moments of each that is trained."""
-        sizes = ((each.numel() * each.element_size(), each.requires_grad) for each in self.model.parameters())
-        return sum(size * (3 if trained else 1) for size, trained in sizes)
+    def _count_checkpoint(self, stalled: float, size: int) -> None:
+        former = self._run["checkpoints"]
+        self._run["checkpoints"] = {
+            "written": former["written"] + 1,
+            "stalledSeconds": round(former["stalledSeconds"] + stalled, 3),
+            "bytes": size,
+        }
 
     def progress(self) -> dict[str, Any]:
         """What the run knows about itself by now, earlier attempts included."""
