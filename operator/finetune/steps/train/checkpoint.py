@@ -8,6 +8,7 @@ there is none, it is an error that names what is lost.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -144,21 +145,25 @@ class Checkpoints:
             self._remove(old.folder)
         return Checkpoint(folder, marker)
 
-    def unwritable(self, partial: Path, needed: int, error: Exception) -> StepFailure:
-        """What it amounts to that `partial`, of `needed` bytes, could not be written. It is removed: the disk may be
-        full with it. Not every library raises an OSError for a full disk."""
-        free, step = self._free(), int(partial.stem.removeprefix("step-"))
-        shutil.rmtree(partial, ignore_errors=True)
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or free < FULL or "No space left" in str(error):
-            return self._full(step, needed, free)
-        return StepFailure(
-            ExitCode.IO_ERROR,
-            "CheckpointNotWritten",
-            f"the checkpoint after step {step} could not be written to {self.folder}: {error}{self._what_is_safe()}",
-            "The operator tries again; if it stays so, look at the volume.",
-            result=self._safe(),
-        )
+    @contextlib.contextmanager
+    def writing(self, partial: Path, needed: int) -> Iterator[None]:
+        """In here `partial`, of `needed` bytes, is written. What goes wrong becomes a StepFailure, and `partial` is
+        removed: the disk may be full with it. Not every library raises an OSError for a full disk."""
+        try:
+            yield
+        except Exception as error:
+            free, step = self._free(), int(partial.stem.removeprefix("step-"))
+            shutil.rmtree(partial, ignore_errors=True)
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if full or free < FULL or "No space left" in str(error):
+                raise self._full(step, needed, free) from error
+            raise StepFailure(
+                ExitCode.IO_ERROR,
+                "CheckpointNotWritten",
+                f"{self.folder}: the checkpoint after step {step} was not written: {error}{self._what_is_safe()}",
+                "The operator tries again; if it stays so, look at the volume.",
+                result=self._safe(),
+            ) from error
 
     def latest(self) -> Checkpoint | None:
         """The newest complete checkpoint, unverified."""

@@ -107,6 +107,7 @@ class Loop:
             stop=self._stop,
             facts=now,
             run=run,
+            base=plan.model,
             reseed=reseed,
             model=model,
             args=self._arguments(cuda),

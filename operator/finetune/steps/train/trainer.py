@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from finetune.steps.disk import in_words
 from finetune.steps.failure import StepFailure
 from finetune.steps.memory import available_memory
 from finetune.steps.train.checkpoint import Checkpoints
+from finetune.steps.train.culprits import Culprits, alone
 from finetune.steps.train.examples import tokens_in
 from finetune.steps.train.snapshot import Snapshot, size_of
 from finetune.steps.train.stop import StopRequest
@@ -40,6 +41,7 @@ class ResumableTrainer(Trainer):
     """A Trainer that can be killed at any moment and asked to stop between any two steps."""
 
     model: Any
+    train_dataset: Any
     eval_dataset: Any
     data_collator: Any
 
@@ -50,15 +52,20 @@ class ResumableTrainer(Trainer):
         stop: StopRequest,
         facts: dict[str, Any],
         run: dict[str, Any],
+        base: Path,
         reseed: bool = False,
         **options: Any,
     ) -> None:
-        """`facts` go into every checkpoint, `run` too with its seconds and tokens brought up to date. `reseed` is for
-        a resumption whose random states do not fit (another number of devices)."""
+        """`facts` go into every checkpoint, `run` too with its seconds and tokens brought up to date. `base` is the
+        folder of the model as it was before training. `reseed` is for a resumption whose random states do not fit
+        (another number of devices)."""
         self.checkpoints, self.stop = checkpoints, stop
         self._facts, self._run, self._reseed = facts, run, reseed
+        self._base = base
         self._started = time.monotonic()
         self._tokens: torch.Tensor | int = 0
+        self._batches: tuple[int, list[dict[str, Any]]] = (-1, [])
+        """The step that is being worked on, and what it has seen so far."""
         self.writer, self._snapshot = Writer(), Snapshot()
         self.stopping = False
         super().__init__(**options)
@@ -69,26 +76,40 @@ class ResumableTrainer(Trainer):
         """As in Trainer; a loss that is no number stops the run before it spoils the weights."""
         self.writer.look()
         self._tokens = self._tokens + tokens_in(inputs)
+        if self._batches[0] != self.state.global_step:
+            self._batches = (self.state.global_step, [])
+        self._batches[1].append(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        self._must_be_finite(loss, "loss")
+        self._must_be_finite(loss, "loss", lambda: self._without_a_loss(inputs))
         return loss
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm: Any = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
-        self._must_be_finite(norm, "norm of the gradient")
+        self._must_be_finite(norm, "norm of the gradient", lambda: self._batches[1])
         return norm
 
-    def _must_be_finite(self, value: Any, what: str) -> None:
-        if value is not None and not np.isfinite(float(value)):
-            step = self.state.global_step + 1
-            newest = self.checkpoints.latest()
-            raise StepFailure(
-                ExitCode.BAD_DATA,
-                "LossNotFinite",
-                f"step {step}: the {what} is {float(value)}",
-                "Lower spec.training.learningRate, set maxGradNorm, or look for broken rows in the dataset.",
-                result={"steps": self.state.global_step} | ({"checkpoint": newest.status()} if newest else {}),
-            )
+    def _must_be_finite(self, value: Any, what: str, suspects: Callable[[], list[dict[str, Any]]]) -> None:
+        if value is None or np.isfinite(float(value)):
+            return
+        rows = Culprits(self.train_dataset, self._base).sentence(suspects())
+        self.writer.wait()
+        newest = self.checkpoints.latest()
+        raise StepFailure(
+            ExitCode.BAD_DATA,
+            "LossNotFinite",
+            f"step {self.state.global_step + 1}: the {what} is {float(value)}{rows}",
+            "Lower spec.training.learningRate, set maxGradNorm, or look for broken rows in the dataset.",
+            result={"steps": self.state.global_step} | ({"checkpoint": newest.status()} if newest else {}),
+        )
+
+    def _without_a_loss(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows of a batch that alone have no finite loss either; all of them where that tells nothing."""
+        rows = [alone(batch, row) for row in range(len(batch["input_ids"]))]
+        if self.args.world_size > 1:
+            return rows  # a pass on this rank alone would wait for the others
+        with torch.no_grad():
+            bad = [row for row in rows if not torch.isfinite(self.model(**self._prepare_inputs(row)).loss)]
+        return bad or rows
 
     # ---- evaluation
 
@@ -173,10 +194,12 @@ class ResumableTrainer(Trainer):
                 failure = error
         if self._any(failure is not None):
             raise failure or StepFailure(ExitCode.BAD_CONFIGURATION, "DiskFull", "see rank 0", "")
-        self._save_rng_state(str(folder))
+        with self.checkpoints.writing(folder, size):
+            self._save_rng_state(str(folder))
+            if main:
+                torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
         self._any(False)  # everybody has written
         if main:
-            torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
             history = copy.copy(self.state)
             history.log_history = list(self.state.log_history)
             write = partial(self._write, folder, size, history, self.progress())
@@ -203,13 +226,11 @@ class ResumableTrainer(Trainer):
 
     def _write(self, folder: Path, size: int, history: Any, run: dict[str, Any], state: dict[str, Any]) -> None:
         """Write what is not there yet and seal the checkpoint. Uses nothing that training changes."""
-        try:
+        with self.checkpoints.writing(folder, size):
             self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state["weights"])
             torch.save(state["moments"], folder / "optimizer.pt")
             history.save_to_json(str(folder / "trainer_state.json"))
             self.checkpoints.seal(folder, self._facts, run)
-        except Exception as error:
-            raise self.checkpoints.unwritable(folder, size, error) from error
 
     def _memory_allows(self, size: int) -> bool:
         """Whether a copy of the state fits beside it."""
