@@ -102,7 +102,9 @@ class Attempt:
     def of(cls, workshop: Workshop) -> Attempt:
         paths = [str(workshop.folder), *(path for path in sys.path if path)]
         (workshop.folder / "sitecustomize.py").write_text(EVERY_STEP)
-        environment = os.environ | workshop.environment() | {"PYTHONPATH": os.pathsep.join(paths)}
+        environment = (
+            os.environ | workshop.environment() | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+        )
         command = [sys.executable, "-m", "finetune.steps", "train"]
         began = time.perf_counter()
         process = subprocess.Popen(

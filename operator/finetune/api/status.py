@@ -176,6 +176,9 @@ class TrainingStatus(Model):
     exact: bool | None = Field(
         None, description="Whether every resumption was bit-exact: same libraries, threads, CPU capability, world size."
     )
+    warnings: list[Text] | None = Field(
+        None, description="What went otherwise than it should: damaged checkpoints, what differed.", max_length=16
+    )
 
 
 class AttemptOutcome(StrEnum):

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import ssl
+import sys
 import threading
 import time
 import urllib.request
@@ -70,7 +71,8 @@ class Progress:
         if "current" not in state:
             return
         status = _trainer_status(state, time.monotonic() - self._started)
-        print(PROGRESS_PREFIX + json.dumps(status), flush=True)
+        sys.stdout.write(f"{PROGRESS_PREFIX}{json.dumps(status)}\n")  # at once: print writes the end of the line later
+        sys.stdout.flush()
         url = os.environ.get(PROGRESS_URL)
         if url is None:
             return

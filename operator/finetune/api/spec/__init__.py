@@ -32,6 +32,7 @@ from finetune.api.spec.job import (
     Retry,
     Workspace,
 )
+from finetune.api.spec.samples import Samples
 from finetune.api.spec.tokens import (
     MAX_TOKENS,
     PROBE_PROMPT,
@@ -102,6 +103,7 @@ __all__ = [
     "Retry",
     "Revision",
     "Sample",
+    "Samples",
     "Schedule",
     "Switch",
     "TaintEffect",

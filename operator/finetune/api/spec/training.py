@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from finetune.api.schema import Matching, Model, Name, Quantity, Switch, keyed_by, rules
+from finetune.api.spec.samples import Samples
 
 
 class Objective(StrEnum):
@@ -227,6 +228,9 @@ class Training(Model):
         default_factory=Checkpoint,
         description="How often progress is made safe, and how much of it is kept.",
         json_schema_extra={"default": {}},
+    )
+    samples: Samples | None = Field(
+        None, description="Prompts to answer before and after training, for the report and the model card."
     )
     container: TrainerContainer | None = Field(None, description="Your own trainer image instead of ours.")
     termination_grace_period_seconds: int = Field(

@@ -15,6 +15,7 @@ from finetune.api.spec import Schedule, Switch
 from finetune.steps.failure import StepFailure
 from finetune.steps.progress import Progress
 from finetune.steps.staging import publish
+from finetune.steps.train.attempts import Attempts
 from finetune.steps.train.callback import Watch
 from finetune.steps.train.checkpoint import Checkpoint, Checkpoints
 from finetune.steps.train.examples import Collator, Examples
@@ -22,6 +23,7 @@ from finetune.steps.train.facts import differences, facts
 from finetune.steps.train.isolation import require_isolated
 from finetune.steps.train.plan import Plan
 from finetune.steps.train.result import summary, write_model, write_record
+from finetune.steps.train.samples import answers, answers_before, as_chat
 from finetune.steps.train.stop import StopRequest
 from finetune.steps.train.trainer import ResumableTrainer
 
@@ -47,6 +49,7 @@ class Loop:
         self._plan, self._layout = plan, layout
         self._checkpoints, self._checkpoint = checkpoints, checkpoint
         self._stop, self._progress = stop, progress
+        self._before: list[str] = []
 
     def run(self) -> dict[str, Any] | None:
         """Train to the end and publish `trained/`; the result on the first rank. A StepFailure with PREEMPTED when
@@ -56,6 +59,7 @@ class Loop:
         started = time.monotonic()
         trainer = self._trainer()
         log.info("loading took %.1f s", time.monotonic() - started)
+        self._ask_before(trainer)
         self._stop.defer()
         try:
             if self._checkpoint and self._checkpoint.step >= self._plan.steps:
@@ -197,11 +201,38 @@ class Loop:
         )
 
     def _save(self, trainer: ResumableTrainer, folder: Path) -> dict[str, Any]:
-        write_model(trainer.accelerator.unwrap_model(trainer.model), self._plan.model, folder)
+        model, run = trainer.accelerator.unwrap_model(trainer.model), trainer.progress()
+        write_model(model, self._plan.model, folder)
         newest = self._checkpoints.latest()
-        result = summary(trainer.state, trainer.progress()) | ({"checkpoint": newest.status()} if newest else {})
-        write_record(folder / "training.json", self._plan, trainer.state, trainer.progress(), facts(self._plan))
+        attempts = Attempts(self._checkpoints.folder, self._plan.inputs)
+        result = summary(trainer.state, run, attempts.warnings()) | ({"checkpoint": newest.status()} if newest else {})
+        write_record(
+            folder / "training.json", self._plan, trainer.state, run, facts(self._plan),
+            attempts=attempts.entries(), samples=self._samples(model),
+        )  # fmt: skip
         return result
+
+    def _samples(self, model: Any) -> list[dict[str, str]]:
+        """Each prompt with both answers, the second by the weights that were just written, as they were rounded."""
+        training = self._plan.training
+        if training.samples is None:
+            return []
+        after = answers(model.float(), self._plan.model, training.samples, chat=as_chat(training))
+        triples = zip(training.samples.prompts, self._before, after, strict=True)
+        return [{"prompt": prompt, "before": one, "after": other} for prompt, one, other in triples]
+
+    def _ask_before(self, trainer: ResumableTrainer) -> None:
+        """Have what the model says before training, unless a former attempt asked it."""
+        plan = self._plan
+
+        def untrained() -> Any:
+            if self._checkpoint is None:
+                return trainer.model
+            return _model(plan.model).to(trainer.args.device)
+
+        if plan.training.samples and trainer.args.should_save:
+            where = self._layout.checkpoints
+            self._before = answers_before(untrained, plan.model, plan.training, plan.inputs["model"], where)
 
 
 def _model(folder: Path) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.js
 NOT_COPIED = (*WEIGHTS, MANIFEST, "README.md", ".*")
 LAST = 10
 """Steps over which the reported loss is averaged."""
+
+MAX_WARNINGS = 16
+"""Warnings in `TrainingStatus`."""
 
 RECORDED = 10_000
 """Steps of the loss curve that are kept; longer runs are thinned."""
@@ -44,18 +48,23 @@ def base_dtype(base: Path) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.bfloat16
 
 
-def summary(state: Any, run: dict[str, Any]) -> dict[str, Any]:
-    """The wire form of TrainingStatus, without the checkpoint."""
+def summary(state: Any, run: dict[str, Any], warnings: Sequence[str]) -> dict[str, Any]:
+    """The wire form of TrainingStatus, without the checkpoint. `warnings` come before what changed between attempts."""
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     validation = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
     result = {"steps": state.global_step, "exact": run["exact"]}
     if losses:
         result["loss"] = sum(losses[-LAST:]) / len(losses[-LAST:])
+    if told := [*warnings, *(f"not as before: {change}" for change in run["changes"])]:
+        result["warnings"] = told[:MAX_WARNINGS]
     return result | ({"validationLoss": validation[-1]} if validation else {})
 
 
-def write_record(path: Path, plan: Plan, state: Any, run: dict[str, Any], facts: dict[str, Any]) -> None:
-    """training.json: hyper-parameters, loss curve, time, throughput, memory, resumptions, environment."""
+def write_record(
+    path: Path, plan: Plan, state: Any, run: dict[str, Any], facts: dict[str, Any], **further: Sequence[Any]
+) -> None:
+    """training.json: hyper-parameters, loss curve, time, throughput, memory, resumptions, environment. `further` holds
+    the attempts and the samples."""
     record = {
         "hyperparameters": plan.training.wire(),
         "steps": state.global_step,
@@ -70,6 +79,7 @@ def write_record(path: Path, plan: Plan, state: Any, run: dict[str, Any], facts:
         "exact": run["exact"],
         "changes": run["changes"],
         "environment": facts,
+        **further,
     }
     path.write_text(json.dumps(record, indent=1))
 

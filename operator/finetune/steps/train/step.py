@@ -22,6 +22,7 @@ from finetune.api.contract import CLAIMS, DEVICES, JOB_FILE, WORKSPACE, ExitCode
 from finetune.steps.failure import StepFailure
 from finetune.steps.staging import published
 from finetune.steps.stop import PREEMPTED
+from finetune.steps.train.attempts import Attempts
 from finetune.steps.train.checkpoint import Checkpoint, Checkpoints
 from finetune.steps.train.environment import pinned
 from finetune.steps.train.outcome import Outcome, read_outcomes
@@ -43,6 +44,8 @@ def run(job: StepJob, layout: Layout) -> StepReport:
         checkpoints.forget_other_runs()
     newest = checkpoints.newest()
     resumed = newest.step if newest else 0
+    attempts = Attempts(layout.checkpoints, plan.inputs)
+    attempts.begin(newest)
     folder = layout.checkpoints / ".run"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -51,6 +54,7 @@ def run(job: StepJob, layout: Layout) -> StepReport:
         returned = workers.wait()
     outcome = _outcome(returned, workers.stopped, read_outcomes(folder), checkpoints, plan.devices)
     shutil.rmtree(folder, ignore_errors=True)
+    attempts.end(*(("Succeeded",) if outcome.error is None else (outcome.error.reason, outcome.error.message)))
     if outcome.error is None and outcome.code == ExitCode.OK:
         return StepReport(step=Step.TRAIN, result=published(layout.trained, plan.inputs), resumed_from_step=resumed)
     assert outcome.error is not None

@@ -41,6 +41,8 @@ class ResumableTrainer(Trainer):
     """A Trainer that can be killed at any moment and asked to stop between any two steps."""
 
     model: Any
+    optimizer: Any
+    lr_scheduler: Any
     train_dataset: Any
     eval_dataset: Any
     data_collator: Any
