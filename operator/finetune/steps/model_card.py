@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import Layout, StepJob
+from finetune.steps.charts import smoothed
+from finetune.steps.report import REPORT, write_report
 from finetune.steps.staging import published
 from finetune.steps.tokens.record import read_record
 
@@ -43,16 +46,28 @@ def provenance(job: StepJob, layout: Layout, sha256: str) -> dict[str, Any]:
             "maxLength": spec.dataset.max_length,
             **(published(layout.dataset) or {}),
         },
+        "vocabulary": published(layout.prepared) or {},
+        "proof": _proof(layout),
         "training": training,
         "weights": {"sha256": sha256},
     }
 
 
+def _proof(layout: Layout) -> dict[str, Any]:
+    """What reload found out about the new tokens; nothing where the job adds none."""
+    try:
+        proof: dict[str, Any] = json.loads(layout.proof.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {key: proof[key] for key in ("message", "probabilities") if key in proof}
+
+
 def write_card(folder: Path, document: dict[str, Any]) -> None:
-    """README.md, provenance.json and loss.png into the folder of the model."""
+    """README.md, report.html, provenance.json and loss.png into the folder of the model."""
     (folder / PROVENANCE).write_text(json.dumps(document, indent=1, ensure_ascii=False, default=str) + "\n")
     draw_curve(document["training"]["history"], folder / CURVE, document["job"]["name"])
-    (folder / "README.md").write_text(card(document))
+    write_report(folder, document)
+    (folder / "README.md").write_text(card(document), encoding="utf-8")
 
 
 def card(document: dict[str, Any]) -> str:
@@ -95,8 +110,11 @@ def card(document: dict[str, Any]) -> str:
         "",
         f"![loss]({CURVE})",
         "",
+        f"More of it, attempt by attempt, on the [report page]({REPORT}).",
+        "",
         *_table(*_metrics(training)),
         "",
+        *_samples(training.get("samples") or []),
         "## Hyper-parameters",
         "",
         *_table(*((name, f"`{json.dumps(value)}`") for name, value in training["hyperparameters"].items())),
@@ -113,6 +131,23 @@ def _tokens(tokens: list[dict[str, Any]]) -> list[str]:
     names = ", ".join(f"`{token['content']}`" for token in tokens[:SHOWN_TOKENS])
     more = f" and {len(tokens) - SHOWN_TOKENS:,} more" if len(tokens) > SHOWN_TOKENS else ""
     return ["## New tokens", "", f"{names}{more}.", ""]
+
+
+def _samples(samples: list[dict[str, str]]) -> list[str]:
+    if not samples:
+        return []
+    lines = ["## Before and after", "", "The same prompts, answered greedily."]
+    for sample in samples:
+        lines += ["", "**Prompt**", "", *_quoted(sample["prompt"])]
+        for when in ("before", "after"):
+            lines += ["", f"**{when.capitalize()}**", "", *_quoted(sample[when] or "(nothing)")]
+    return [*lines, ""]
+
+
+def _quoted(text: str) -> list[str]:
+    """As code, whatever is in it: a fence longer than any that the text holds."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return [f"{fence}text", *text.splitlines(), fence]
 
 
 def _metrics(training: dict[str, Any]) -> list[tuple[str, str]]:
@@ -153,7 +188,7 @@ def draw_curve(history: list[dict[str, float]], path: Path, title: str) -> None:
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     upper.plot(steps, losses, color="#9ecae1", linewidth=1, label="loss of each step")
-    upper.plot(steps, _smoothed(losses), color="#08519c", linewidth=2, label="running mean")
+    upper.plot(steps, smoothed(losses), color="#08519c", linewidth=2, label="running mean")
     if held_out:
         upper.plot(*zip(*held_out, strict=True), "o-", color="#e6550d", markersize=5, label="validation loss")
     if rates:
@@ -169,12 +204,3 @@ def draw_curve(history: list[dict[str, float]], path: Path, title: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(bottom=0)
     figure.savefig(path, dpi=120, metadata={"Software": None})
-
-
-def _smoothed(values: list[float]) -> list[float]:
-    """The exponential running mean over about a tenth of the run."""
-    share = 2 / (1 + max(1.0, len(values) / 10))
-    smooth: list[float] = []
-    for value in values:
-        smooth.append(value if not smooth else smooth[-1] + share * (value - smooth[-1]))
-    return smooth

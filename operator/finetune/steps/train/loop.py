@@ -23,7 +23,7 @@ from finetune.steps.train.facts import differences, facts
 from finetune.steps.train.isolation import require_isolated
 from finetune.steps.train.plan import Plan
 from finetune.steps.train.result import summary, write_model, write_record
-from finetune.steps.train.samples import answers, answers_before, as_chat
+from finetune.steps.train.samples import answers, answers_before, as_chat, chances
 from finetune.steps.train.stop import StopRequest
 from finetune.steps.train.trainer import ResumableTrainer
 
@@ -203,12 +203,14 @@ class Loop:
     def _save(self, trainer: ResumableTrainer, folder: Path) -> dict[str, Any]:
         model, run = trainer.accelerator.unwrap_model(trainer.model), trainer.progress()
         write_model(model, self._plan.model, folder)
+        model.float()  # the weights as they were just rounded, computed with as before training
         newest = self._checkpoints.latest()
         attempts = Attempts(self._checkpoints.folder, self._plan.inputs)
         result = summary(trainer.state, run, attempts.warnings()) | ({"checkpoint": newest.status()} if newest else {})
         write_record(
             folder / "training.json", self._plan, trainer.state, run, facts(self._plan),
             attempts=attempts.entries(), samples=self._samples(model),
+            probabilities=chances(model, self._plan.model, self._layout.proof),
         )  # fmt: skip
         return result
 
@@ -217,7 +219,7 @@ class Loop:
         training = self._plan.training
         if training.samples is None:
             return []
-        after = answers(model.float(), self._plan.model, training.samples, chat=as_chat(training))
+        after = answers(model, self._plan.model, training.samples, chat=as_chat(training))
         triples = zip(training.samples.prompts, self._before, after, strict=True)
         return [{"prompt": prompt, "before": one, "after": other} for prompt, one, other in triples]
 

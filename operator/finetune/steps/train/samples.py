@@ -12,10 +12,15 @@ from typing import Any
 import torch
 
 from finetune.api.spec import Objective, Samples, Training
+from finetune.steps.likelihood import Continuation, Prompts
 from finetune.steps.staging import digest, flush
+from finetune.steps.tokens.record import read_record
 
 BEFORE = "samples-before.json"
 """In the folder of the checkpoints: a resumed attempt does not ask the base model again."""
+
+PROBED = 16
+"""New tokens whose probability is computed again after training."""
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +61,37 @@ def answers_before(model: Callable[[], Any], base: Path, training: Training, ide
     flush(partial)
     partial.rename(folder / BEFORE)
     return said
+
+
+def chances(model: Any, base: Path, proof: Path) -> list[dict[str, Any]]:
+    """How likely each new token that reload probed is by now, at the same two places, in TokenProbability's form."""
+    from transformers import AutoTokenizer
+
+    try:
+        message = json.loads(proof.read_text())["message"]
+    except (OSError, ValueError, KeyError):
+        return []
+    if message is None:
+        return []
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    prompts = Prompts.of(tokenizer, message)
+    trained = model.training
+    model.eval()
+    with torch.inference_mode():
+        plain, generation = (
+            None if ids is None else Continuation(model, ids.to(model.device))
+            for ids in (prompts.plain, prompts.generation)
+        )
+        found = [
+            {
+                "token": record.content,
+                "withoutPrompt": plain.probability([record.id]) if plain else None,
+                "withPrompt": generation.probability([record.id]) if generation else None,
+            }
+            for record in read_record(base)[:PROBED]
+        ]
+    model.train(trained)
+    return found
 
 
 def as_chat(training: Training) -> bool:
