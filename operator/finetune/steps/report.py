@@ -75,7 +75,7 @@ def tiles(document: Document) -> list[tuple[str, str, str]]:
     examples = f"{data.get('examples', 0):,} examples"
     found.append(("steps", f"{training['steps']:,}", examples))
     found.append(("time", duration(training["seconds"]), f"on {training['environment']['device']}"))
-    found.append(("throughput", f"{training['tokensPerSecond'] or 0:,.0f}", "tokens per second"))
+    found.append(("throughput", f"{training['tokensPerSecond'] or 0:,.0f}", "tokens/s"))
     found.append(("peak memory", in_words(training["peakMemoryBytes"]), ""))
     if document["tokens"]:
         rows = document["vocabulary"].get("embeddingRows")

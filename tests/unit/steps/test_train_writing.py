@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -73,10 +75,10 @@ def ready(folder: Path) -> Workshop:
     return workshop
 
 
-def train(workshop: Workshop) -> Checkpoints:
+def train(workshop: Workshop, training: dict[str, Any] = TRAINING) -> Checkpoints:
     """A run in this process, with nobody who asks it to stop."""
     layout: Layout = workshop.layout
-    plan = Plan.of(workshop.job(training=TRAINING), layout)
+    plan = Plan.of(workshop.job(training=training), layout)
     checkpoints = Checkpoints(layout.checkpoints, plan.training.checkpoint.keep, plan.inputs)
     stop: Any = SimpleNamespace(requested=False, defer=lambda: None)
     Loop(plan, layout, checkpoints, checkpoints.newest(), stop, None).run()
@@ -174,3 +176,42 @@ def test_a_loss_that_is_no_number_names_the_rows_it_comes_from(tmp_path: Path, m
         train(workshop)
     assert (failure.value.code, failure.value.error.reason) == (ExitCode.BAD_DATA, "LossNotFinite")
     assert "in question: row 7 of dataset/train, counted from 0 ('7 plus one is" in failure.value.error.message
+
+
+def test_prompts_are_answered_before_and_after_and_a_resumed_attempt_does_not_ask_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune.steps.train import samples
+
+    settings = TRAINING | {"learningRate": 1e-2, "samples": {"prompts": ["2 plus one is", "Why?"], "maxTokens": 5}}
+    workshop = ready(tmp_path / "work")
+    asked = []
+    answers = samples.answers
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        asked.append(arguments)
+        return answers(*arguments, **options)
+
+    monkeypatch.setattr(samples, "answers", counted)
+    train(workshop, settings)
+    record = json.loads((workshop.layout.trained / "training.json").read_text())
+    assert [each["prompt"] for each in record["samples"]] == ["2 plus one is", "Why?"]
+    assert all(each["before"] != each["after"] for each in record["samples"])
+    assert len(asked) == 1
+
+    shutil.rmtree(workshop.layout.trained)
+    shutil.rmtree(workshop.layout.checkpoints / "step-4")
+    train(workshop, settings)
+    again = json.loads((workshop.layout.trained / "training.json").read_text())
+    assert again["samples"] == record["samples"]
+    assert again["resumptions"] == [2]
+    assert len(asked) == 1
+
+
+def test_asking_changes_nothing_of_the_training(tmp_path: Path) -> None:
+    settings = TRAINING | {"samples": {"prompts": ["Why?"]}}
+    one, other = ready(tmp_path / "one"), ready(tmp_path / "other")
+    train(one, settings)
+    train(other)
+    ours, theirs = ((each.layout.trained / "model.safetensors").read_bytes() for each in (one, other))
+    assert ours == theirs
