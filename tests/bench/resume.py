@@ -95,6 +95,7 @@ class Attempt:
     parts: dict[str, float] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     resumed: int = 0
+    ended: float = 0.0
     trains: threading.Event = field(default_factory=threading.Event)
     reader: threading.Thread = field(init=False)
 
@@ -140,6 +141,7 @@ class Attempt:
     def end(self) -> int:
         """The exit code, once the process and all that it started are gone: nobody holds its output any more."""
         self.reader.join(timeout=600)
+        self.ended = time.perf_counter()
         return self.process.wait(timeout=60)
 
     def train_beyond(self, step: int) -> None:
@@ -180,7 +182,7 @@ def must_be(attempt: Attempt, *codes: int) -> None:
 
 
 def disturbed(workshop: Workshop, kills: int, seed: int, peer: Attempt) -> tuple[list[Attempt], list[Kill]]:
-    """The same run with kills at random moments, which together leave it just enough to end after the last."""
+    """The same run with kills at random moments, spread so that steps are left after the last."""
     chance, steps = random.Random(seed), max(peer.seen)
     attempts: list[Attempt] = []
     ends: list[Kill] = []
@@ -193,7 +195,7 @@ def disturbed(workshop: Workshop, kills: int, seed: int, peer: Attempt) -> tuple
             attempt.trains.wait(chance.random() * peer.parts["start"])
         else:
             attempt.trains.wait(600)
-            share = 2 * (steps - attempt.resumed) / (kills - len(ends) + 1)
+            share = 2 * (steps - attempt.resumed) / (kills - len(ends) + 3)
             attempt.train_beyond(attempt.resumed + int(min(0.9, chance.random()) * share))
             time.sleep(chance.random() * (peer.seen[steps] - peer.seen[1]) / steps)
         when, seen = time.perf_counter(), max(done, attempt.newest)
@@ -263,7 +265,7 @@ def killed(folder: Path, kills: int, steps: int, seed: int) -> Iterator[Row]:
     yield Row(case, "kill to the next new step, median", statistics.median(back), "s")
     yield Row(case, "kill to the next new step, longest", max(back), "s")
     useful = new_steps(attempts)
-    whole = max(attempts[-1].seen.values()) - attempts[0].began
+    whole = attempts[-1].ended - attempts[0].began
     lost = (whole - useful) / kills
     yield Row(case, "seconds of new steps", useful, "s")
     yield Row(case, "goodput: new steps in all the time", useful / whole, "share")
