@@ -12,9 +12,6 @@ from typing import NamedTuple
 from finetune.api.spec import (
     FineTuneJobSpec,
     Layout,
-    Method,
-    Objective,
-    Optimizer,
     Parallelism,
 )
 
@@ -46,14 +43,6 @@ def _missing(spec: FineTuneJobSpec) -> Iterator[Missing]:
                 yield from _store(f"tokens.learn.{field}.uri", corpus.uri, "hf://datasets/ and pvc://")
     for field, source in spec.dataset.places():
         yield from _store(f"dataset.{field}.uri", source.uri, "hf://datasets/, pvc:// and s3://")
-    if training.objective == Objective.PREFERENCE:
-        yield Missing("training.objective", training.objective, "use Supervised or Pretraining")
-    if training.method != Method.FULL:
-        yield Missing("training.method", training.method, "use Full")
-    if training.embedding_warmup:
-        yield Missing("training.embeddingWarmup", "the warm-up of new rows", "remove it")
-    if training.optimizer != Optimizer.ADAMW:
-        yield Missing("training.optimizer", training.optimizer, "use AdamW")
     if training.parallelism not in (Parallelism.AUTO, Parallelism.DDP):
         yield Missing("training.parallelism", training.parallelism, "use Auto or DDP")
     if training.nodes > 1:

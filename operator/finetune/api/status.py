@@ -53,6 +53,7 @@ class Progress(Model):
     current: int | None = Field(None, description="How many units are done.", ge=0)
     total: int | None = Field(None, description="How many units there are.", ge=0)
     unit: Unit | None = Field(None, description="What is counted.")
+    phase: str | None = Field(None, description="The phase of training: EmbeddingWarmup, then Training.", max_length=32)
     loss: float | None = Field(None, description="Training loss of the last logged step.")
     validation_loss: float | None = Field(None, description="Loss on the held-out rows.")
     learning_rate: float | None = Field(None, description="Current learning rate.")
@@ -169,7 +170,8 @@ class CheckpointStatus(Model):
 class TrainingStatus(Model):
     """What training came to; live numbers are in `progress`."""
 
-    steps: int | None = Field(None, description="Optimizer steps done.", ge=0)
+    steps: int | None = Field(None, description="Optimizer steps done, those of an embedding warm-up included.", ge=0)
+    stopped_early: bool | None = Field(None, description="Whether earlyStopping ended it before its last step.")
     loss: float | None = Field(None, description="Mean training loss over the last logged steps.")
     validation_loss: float | None = Field(None, description="Loss on the held-out rows after training.")
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")

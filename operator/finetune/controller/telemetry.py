@@ -34,6 +34,7 @@ class Report:
     remaining_seconds: int | None = None
     numbers: dict[str, float] = field(default_factory=dict)
     step: str = ""
+    phase: str | None = None
     unit: Unit | None = None
 
 
@@ -64,6 +65,7 @@ def parse(body: bytes) -> Report:
         remaining_seconds=None if seconds is None else int(min(_MAX_SECONDS, max(0, seconds))),
         numbers=numbers,
         step=words.get("step", ""),
+        phase=words.get("phase", "")[:32] or None,
         unit=Unit(words["unit"]) if words.get("unit") in set(Unit) else None,
     )
 
@@ -86,6 +88,7 @@ def progress(report: Report, step: Step, before: Progress | None, now: datetime)
         "current": current,
         "total": total,
         "unit": unit,
+        "phase": report.phase,
         "loss": _rounded(numbers, "loss", "train_loss"),
         "validationLoss": _rounded(numbers, "validation_loss", "eval_loss"),
         "learningRate": _rounded(numbers, "learning_rate"),

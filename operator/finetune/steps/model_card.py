@@ -11,17 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import Layout, StepJob
+from finetune.api.spec import OutputFormat
+from finetune.steps.base import base_model
 from finetune.steps.charts import smoothed
 from finetune.steps.report import REPORT, write_report
 from finetune.steps.staging import published
+from finetune.steps.tokens.config import read_config
 from finetune.steps.tokens.record import read_record
 
 PROVENANCE = "provenance.json"
 CURVE = "loss.png"
 SHOWN_TOKENS = 50
 
+LOADING = (
+    "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    "",
+    "tokenizer = AutoTokenizer.from_pretrained(folder)",
+    "model = AutoModelForCausalLM.from_pretrained(folder)",
+)
 
-def provenance(job: StepJob, layout: Layout, sha256: str) -> dict[str, Any]:
+
+def provenance(job: StepJob, layout: Layout, output: OutputFormat, sha256: str) -> dict[str, Any]:
     """Everything that the model depends on, and what came of it."""
     spec = job.spec
     training = json.loads((layout.trained / "training.json").read_text())
@@ -36,7 +46,9 @@ def provenance(job: StepJob, layout: Layout, sha256: str) -> dict[str, Any]:
             "uri": spec.model.uri,
             "revision": spec.model.revision,
             "commit": (published(layout.model) or {}).get("commit"),
+            "embeddingRows": read_config(base_model(layout)).get("vocab_size"),
         },
+        "format": output,
         "tokens": [
             {"content": record.content, "id": record.id, "init": record.init} for record in read_record(layout.trained)
         ],
@@ -74,7 +86,8 @@ def card(document: dict[str, Any]) -> str:
     """The model card: front matter for a hub, then what a reader wants to know."""
     base, training, data, job = (document[key] for key in ("base", "training", "dataset", "job"))
     hub_name = base["uri"].removeprefix("hf://") if base["uri"].startswith("hf://") else None
-    front = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [finetune-operator]"]
+    library = "peft" if document["format"] == OutputFormat.ADAPTER else "transformers"
+    front = [f"library_name: {library}", "pipeline_tag: text-generation", "tags: [finetune-operator]"]
     if hub_name:
         front.append(f"base_model: {hub_name}")
     origin = f"[{hub_name}](https://huggingface.co/{hub_name})" if hub_name else f"`{base['uri']}`"
@@ -89,10 +102,7 @@ def card(document: dict[str, Any]) -> str:
         f"{origin}{commit}, fine-tuned by the FineTuneJob `{job['namespace']}/{job['name']}`.",
         "",
         "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        "model = AutoModelForCausalLM.from_pretrained(folder)",
+        *(_loading_adapter(base, bool(document["tokens"])) if document["format"] == OutputFormat.ADAPTER else LOADING),
         "```",
         "",
         *_tokens(document["tokens"]),
@@ -123,6 +133,19 @@ def card(document: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _loading_adapter(base: dict[str, Any], extended: bool) -> list[str]:
+    """How the adapter finds its base: the extended one is the base with further rows, which the adapter fills."""
+    name, revision = base["uri"].removeprefix("hf://"), f', revision="{base["commit"]}"' if base["commit"] else ""
+    resize = f"base.resize_token_embeddings({base['embeddingRows']}, mean_resizing=False)  # the adapter has their rows"
+    return [
+        "from peft import PeftModel",
+        *LOADING[:3],
+        f'base = AutoModelForCausalLM.from_pretrained("{name}"{revision})',
+        *([resize] if extended else []),
+        "model = PeftModel.from_pretrained(base, folder)",
+    ]
 
 
 def _tokens(tokens: list[dict[str, Any]]) -> list[str]:

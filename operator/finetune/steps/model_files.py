@@ -37,6 +37,9 @@ BESIDE_WEIGHTS = (
 )
 """Configuration, tokenizer, chat templates, and the terms under which all of it is used."""
 
+ADAPTER = "adapter_config.json"
+"""What peft writes beside an adapter's weights."""
+
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -55,6 +58,13 @@ def index_name(names: Iterable[str], uri: str) -> str | None:
         return None
     if INDEX in present:
         return INDEX
+    if ADAPTER in present:
+        raise StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "AdapterOnly",
+            f"spec.model.uri: {uri} holds a LoRA adapter, not a whole model",
+            "Publish it with spec.output.format: Merged, and use that as the base.",
+        )
     pickles = sorted(name for name in present if any(fnmatch.fnmatch(name, pattern) for pattern in PICKLES))
     if pickles:
         raise StepFailure(

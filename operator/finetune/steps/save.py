@@ -14,14 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
+from finetune.api.spec import OutputFormat
+from finetune.steps.base import base_model
 from finetune.steps.disk import require_space
 from finetune.steps.failure import StepFailure
+from finetune.steps.merging import CONFIG, is_adapter, merge, merged_size
 from finetune.steps.model_card import provenance, write_card
 from finetune.steps.progress import Progress
 from finetune.steps.staging import MANIFEST, digest, make_durable, published, replace
-from finetune.steps.tokens.copying import take_file
+from finetune.steps.tokens.copying import Count, take_file
 
 BLOCK = 16 << 20
+
+OF_THE_MODEL = ("config.json", "generation_config.json")
+"""Files that belong to a whole model and would have an adapter taken for one."""
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +42,7 @@ def run(job: StepJob, layout: Layout) -> StepReport:
     uri = job.spec.output.uri if job.spec.output else None
     destination = layout.claim_path(uri) if uri else layout.output
     _claim_must_exist(destination, layout, uri)
-    sources = _files(layout.trained)
+    content = _Content(job, layout)
     with Progress(Step.SAVE, "byte") as progress:
         identity = _Identity(job, _digest_of_weights(layout.trained))
         if (former := identity.published_at(destination)) is not None:
@@ -47,11 +53,11 @@ def run(job: StepJob, layout: Layout) -> StepReport:
         partial.mkdir(parents=True)
         try:
             if uri is not None:
-                require_space(partial, sum(path.stat().st_size for path in sources), "the trained model")
-            _copy(sources, layout.trained, partial, progress, link=uri is None)
-            document = provenance(job, layout, identity.sha256)
-            write_card(partial, document)
-            if _digest_of_weights(partial) != identity.sha256:
+                require_space(partial, content.size, "the trained model")
+            content.write(partial, progress, link=uri is None)
+            sha256 = _digest_of_weights(partial)
+            write_card(partial, provenance(job, layout, content.format, sha256))
+            if not content.merges and sha256 != identity.sha256:
                 raise StepFailure(
                     ExitCode.IO_ERROR,
                     "CopyDiffers",
@@ -61,7 +67,7 @@ def run(job: StepJob, layout: Layout) -> StepReport:
             result = {
                 "uri": uri or f"{layout.output}",
                 "sizeBytes": sum(path.stat().st_size for path in _files(partial)),
-                "sha256": identity.sha256,
+                "sha256": sha256,
             }
             identity.seal(partial, result)
             make_durable(partial)
@@ -70,6 +76,50 @@ def run(job: StepJob, layout: Layout) -> StepReport:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     return StepReport(step=Step.SAVE, result=result)
+
+
+class _Content:
+    """What is published: the trained model, or the adapter by itself, or merged into the model that it adapts."""
+
+    def __init__(self, job: StepJob, layout: Layout) -> None:
+        wanted = job.spec.output.format if job.spec.output else OutputFormat.MERGED
+        adapter = is_adapter(layout.trained)
+        self._job, self._trained = job, layout.trained
+        self._model, self._base = layout.model, base_model(layout)
+        self.merges = adapter and wanted == OutputFormat.MERGED
+        self.format = OutputFormat.ADAPTER if adapter and not self.merges else OutputFormat.MERGED
+        left_out = (CONFIG, "*.safetensors") if self.merges else OF_THE_MODEL if adapter else ()
+        self._files = [path for path in _files(layout.trained) if not any(path.match(each) for each in left_out)]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(path.stat().st_size for path in self._files) + (merged_size(self._base) if self.merges else 0)
+
+    def write(self, target: Path, progress: Progress, *, link: bool) -> None:
+        """Into an empty folder."""
+        total, done = self.size, 0
+
+        def count(size: int) -> None:
+            nonlocal done
+            done += size
+            progress.update(min(done, total), total)
+
+        _copy(self._files, self._trained, target, count, link=link)
+        if self.merges:
+            merge(self._trained, self._base, target, count)
+        elif self.format == OutputFormat.ADAPTER:
+            self._name_base(target / CONFIG)
+
+    def _name_base(self, path: Path) -> None:
+        """The base by the name that others know it by, instead of its folder in this workspace."""
+        model = self._job.spec.model
+        config = json.loads(path.read_text()) | {
+            "base_model_name_or_path": model.uri.removeprefix("hf://"),
+            "revision": (published(self._model) or {}).get("commit"),
+        }
+        path.unlink()  # it may be a link to the file in the workspace
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 class _Identity:
@@ -83,7 +133,7 @@ class _Identity:
     def published_at(self, folder: Path) -> dict[str, Any] | None:
         """The result of this very job with these very weights, if it is there already."""
         result = published(folder, self._inputs())
-        if result is not None and _digest_of_weights(folder) == self.sha256:
+        if result is not None and _digest_of_weights(folder) == result["sha256"]:
             return result
         return None
 
@@ -135,14 +185,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
 
 
-def _copy(sources: list[Path], root: Path, target: Path, progress: Progress, *, link: bool) -> None:
-    total, done = sum(path.stat().st_size for path in sources), 0
-
-    def count(size: int) -> None:
-        nonlocal done
-        done += size
-        progress.update(done, total)
-
+def _copy(sources: list[Path], root: Path, target: Path, count: Count, *, link: bool) -> None:
     for source in sources:
         place = target / source.relative_to(root)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ def test_every_list_and_text_of_the_spec_is_bounded():
         for path, node in nodes(schema()["properties"]["spec"])
         if (node.get("type") == "array" and "maxItems" not in node)
         or (node.get("type") == "string" and "maxLength" not in node and "enum" not in node)
-        or (node.get("type") == "integer" and "maximum" not in node)
+        or (node.get("type") == "integer" and "maximum" not in node and "enum" not in node)
     ]
     assert unbounded == []
 

@@ -41,6 +41,7 @@ class Format(StrEnum):
     SOURCE_TARGET = "SourceTarget"
     MESSAGES = "Messages"
     INSTRUCTION = "Instruction"
+    PREFERENCE = "Preference"
 
 
 class FileFormat(StrEnum):

@@ -158,6 +158,22 @@ class FineTuneJobSpec(Model):
                 "training.evaluateEverySteps needs held-out rows: set dataset.validation.fraction, for example 0.1",
             ),
             (
+                "self.training.objective != 'Preference' || (self.dataset.packing == 'Disabled' && "
+                "self.dataset.mask == 'Assistant')",
+                "training.objective Preference compares whole answers: use dataset.packing Disabled and mask Assistant",
+            ),
+            (
+                "self.training.objective != 'Preference' || (self.dataset.sources.all(s, !has(s.template) && "
+                "(!has(s.format) || s.format == 'Preference')))",
+                "training.objective Preference reads the columns prompt, chosen and rejected: remove the template, and "
+                "any other format",
+            ),
+            (
+                "self.training.objective == 'Preference' || "
+                "self.dataset.sources.all(s, !has(s.format) || s.format != 'Preference')",
+                "format Preference goes with training.objective Preference",
+            ),
+            (
                 "!has(self.output) || self.output.uri != self.model.uri",
                 "output.uri is the place of the base model, which would be overwritten: choose another",
             ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -50,6 +50,9 @@ class LoRA(Model):
     targets: list[Annotated[str, Field(min_length=1, max_length=128)]] | None = Field(
         None, description="Names of the modules to adapt; all linear layers when absent.", min_length=1, max_length=64
     )
+    bits: Literal[4, 8] | None = Field(
+        None, description="QLoRA: bits of a frozen weight while training, 4 (NF4) when absent, or 8 (LLM.int8)."
+    )
 
 
 class EmbeddingWarmup(Model):
@@ -58,6 +61,37 @@ class EmbeddingWarmup(Model):
     steps: int = Field(description="How many optimizer steps it takes.", ge=1, le=1_000_000)
     learning_rate: float | None = Field(
         None, description="Its learning rate; training.learningRate when absent.", gt=0, le=10
+    )
+
+
+class MovingAverage(Model):
+    """An exponential moving average of the trained weights, which takes their place when the model is measured and
+    saved: steadier than the last step, slower to forget."""
+
+    decay: float = Field(
+        0.999,
+        description="Share of the average that stays at each step; smaller at first: (1 + step) / (10 + step).",
+        gt=0,
+        lt=1,
+    )
+
+
+class EarlyStopping(Model):
+    """Training ends when the validation loss no longer falls."""
+
+    patience: int = Field(
+        3, description="So many evaluations in a row without improvement end training.", ge=1, le=10_000
+    )
+    minimum_improvement: float = Field(
+        0.0, description="By how much the validation loss must fall below the best so far to count.", ge=0, le=1e6
+    )
+
+
+class Preference(Model):
+    """Settings of the objective Preference: direct preference optimisation."""
+
+    beta: float = Field(
+        0.1, description="How strongly the model is held near where it started; higher is nearer.", gt=0, le=100
     )
 
 
@@ -176,6 +210,31 @@ class Training(Model):
                 "nvidia.com/gpu goes into training.resources.limits: a request alone gives a pod no GPU",
             ),
             ("self.method == 'Full' ? !has(self.lora) : true", "training.lora goes with method LoRA or QLoRA"),
+            (
+                "!has(self.lora) || !has(self.lora.bits) || self.method == 'QLoRA'",
+                "training.lora.bits goes with method QLoRA",
+            ),
+            (
+                "!has(self.preference) || self.objective == 'Preference'",
+                "training.preference goes with objective Preference",
+            ),
+            (
+                "!has(self.earlyStopping) || has(self.evaluateEverySteps)",
+                "training.earlyStopping needs training.evaluateEverySteps: it looks at the validation loss",
+            ),
+            (
+                "!has(self.ema) || self.parallelism == 'Auto' || self.parallelism == 'DDP'",
+                "training.ema averages whole weights: use parallelism Auto or DDP",
+            ),
+            (
+                "!has(self.embeddingWarmup) || self.objective != 'Preference'",
+                "training.embeddingWarmup goes with Supervised or Pretraining: preferences are measured against the "
+                "model as it starts, so teach it new tokens in a job before",
+            ),
+            (
+                "self.objective != 'Preference' || self.parallelism == 'Auto' || self.parallelism == 'DDP'",
+                "objective Preference measures the whole model before training: use parallelism Auto or DDP",
+            ),
         )
     )
 
@@ -185,6 +244,7 @@ class Training(Model):
     )
     method: Method = Field(Method.FULL, description="Full trains every weight; LoRA and QLoRA train small additions.")
     lora: LoRA | None = Field(None, description="Settings of LoRA and QLoRA.")
+    preference: Preference | None = Field(None, description="Settings of the objective Preference.")
     epochs: float | None = Field(None, description="Passes over the dataset.", gt=0, le=10_000)
     max_steps: int | None = Field(None, description="Optimizer steps, instead of epochs.", ge=1, le=100_000_000)
     batch_size: int = Field(8, description="Examples per optimizer step, over all devices.", ge=1, le=1_048_576)
@@ -196,7 +256,12 @@ class Training(Model):
     warmup_ratio: float = Field(0.0, description="Share of the steps in which the learning rate rises.", ge=0, le=1)
     weight_decay: float = Field(0.0, description="Decoupled weight decay.", ge=0, le=1)
     max_grad_norm: float = Field(1.0, description="Gradients are clipped to this norm; 0 does not clip.", ge=0, le=1e6)
-    optimizer: Optimizer = Field(Optimizer.ADAMW, description="AdamW, or AdamW with 8-bit states on a GPU.")
+    optimizer: Optimizer = Field(
+        Optimizer.ADAMW, description="AdamW, or AdamW with 8-bit states: a quarter of their memory."
+    )
+    ema: MovingAverage | None = Field(
+        None, description="Measure and save an exponential moving average of the trained weights."
+    )
     gradient_checkpointing: Switch = Field(
         Switch.DISABLED, description="Recompute activations in the backward pass: less memory, more time."
     )
@@ -209,8 +274,11 @@ class Training(Model):
         ge=1,
         le=1_000_000,
     )
+    early_stopping: EarlyStopping | None = Field(
+        None, description="End when the validation loss no longer falls; the weights are those of the last step."
+    )
     embedding_warmup: EmbeddingWarmup | None = Field(
-        None, description="First only the new rows learn, all else frozen."
+        None, description="First only the new rows learn, all else frozen; its steps come before those of training."
     )
     parallelism: Parallelism = Field(Parallelism.AUTO, description="How several devices share the work.")
     nodes: int = Field(1, description="Training pods, each with `resources`.", ge=1, le=512)

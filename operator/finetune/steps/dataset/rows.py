@@ -101,12 +101,12 @@ class Format:
     def examples(self, rows: pa.Table | Mapping[str, list[Any]]) -> list[Example]:
         """Some rows, given column by column, as examples; a MalformedRow knows its place among them."""
         if isinstance(rows, pa.Table):
-            if self.read_column and (examples := self.read_column(rows[self.columns[0]])) is not None:
-                return examples
+            if self.read_column and (at_once := self.read_column(rows[self.columns[0]])) is not None:
+                return at_once
             rows = {name: rows[name].to_pylist() for name in rows.column_names}
         names = [name for name in (*self.columns, *self.optional) if name in rows]
         columns = [rows[name] for name in names]
-        examples = []
+        examples: list[Example] = []
         for index, values in enumerate(zip(*columns, strict=True)):
             try:
                 examples.append(self.read(dict(zip(names, values, strict=True))))
@@ -161,7 +161,8 @@ def _text(row: Row, column: str) -> str:
     return value
 
 
-def _messages(value: Any, column: str) -> tuple[Message, ...]:
+def messages_of(value: Any, column: str) -> tuple[Message, ...]:
+    """The messages that a column holds."""
     if not isinstance(value, list) or not value:
         raise MalformedRow(f"column {column} holds {_kind(value)} instead of a list of messages")
     return tuple(_message(item, f"{column}[{index}]") for index, item in enumerate(value))
@@ -219,7 +220,7 @@ def _field(turns: pa.StructArray, *names: str) -> pa.Array | None:
 
 def _messages_in(column: str) -> Format:
     def read(row: Row) -> Example:
-        return Conversation(_messages(row[column], column))
+        return Conversation(messages_of(row[column], column))
 
     return Format(Kind.MESSAGES, (column,), read, read_column=_conversations)
 
@@ -227,8 +228,8 @@ def _messages_in(column: str) -> Format:
 def _read_completion(row: Row) -> Example:
     if isinstance(row["prompt"], str):
         return Completion(row["prompt"], _text(row, "completion"))
-    prompt = _messages(row["prompt"], "prompt")
-    return Conversation(prompt + _messages(row["completion"], "completion"), learned_from=len(prompt))
+    prompt = messages_of(row["prompt"], "prompt")
+    return Conversation(prompt + messages_of(row["completion"], "completion"), learned_from=len(prompt))
 
 
 def _read_instruction(row: Row) -> Example:

@@ -19,12 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
-from finetune.api.spec import DatasetSource, Switch
+from finetune.api.spec import DatasetSource, Objective, Switch
+from finetune.api.spec import Format as Kind
 from finetune.steps.base import base_model
 from finetune.steps.dataset.encode import Counts, Encoder
 from finetune.steps.dataset.encoded_rows import EncodedRows
 from finetune.steps.dataset.mixture import Ingredient, held_out, mixed
 from finetune.steps.dataset.packing import packed, require_isolation
+from finetune.steps.dataset.preference import complete, in_pairs, pairs_in
 from finetune.steps.dataset.rows import Example, Format, MalformedRow, UndecodableRow, other_format, recognised, said
 from finetune.steps.dataset.sources import columns_of, identity, opened, prepare_environment
 from finetune.steps.dataset.template import templated
@@ -113,7 +115,9 @@ class _Loading:
         where = f"spec.dataset.{place}"
         rows = opened(source, self.layout, cache, where)
         columns = rows.column_names
-        if source.template:
+        if self._in_pairs:
+            row_format = pairs_in(columns, where)
+        elif source.template:
             row_format = templated(source.template, columns, f"{where}.template")
         elif source.format:
             row_format = said(source.format, columns, where)
@@ -148,11 +152,14 @@ class _Loading:
                 try:
                     for index, examples in enumerate(encoder.encode(self._batches(source, firsts))):
                         first, categories = firsts[index]
-                        encoded.append(examples, first, number, categories)
+                        encoded.append(complete(examples) if self._in_pairs else examples, first, number, categories)
                         progress.update(before + min(first + BATCH, len(source.rows)), total)
                 except MalformedRow as error:
-                    raise _malformed(source, firsts[-1][0] + error.index, error) from error
+                    raise _malformed(source, firsts[-1][0] + error.index // self._together, error) from error
                 before += len(source.rows)
+                if self._in_pairs:
+                    lost = len(source.rows) - int((encoded.sources == number).sum()) // 2
+                    source.counts.dropped = in_pairs(source.counts.dropped, lost)
         encoded.finish()
 
     def _batches(self, source: _Source, firsts: list[tuple[int, list[int] | None]]) -> Iterator[list[Example]]:
@@ -168,23 +175,28 @@ class _Loading:
             try:
                 yield source.format.examples(rows[first : first + BATCH])
             except UnicodeDecodeError as error:
-                raise _undecodable(rows[first : first + BATCH], error) from error
+                failure = _undecodable(rows[first : first + BATCH], error)
+                failure.index *= self._together
+                raise failure from error
+            except MalformedRow as error:
+                error.index *= self._together
+                raise
 
     # ---- ids to rows of training data
 
     def _arrange(self, sources: list[_Source], encoded: EncodedRows, vocabulary: int) -> dict[str, Any]:
         spec = self.job.spec
-        ingredients, validation = _divided(sources, encoded, spec.dataset.max_length)
+        ingredients, validation = _divided(sources, encoded, spec.dataset.max_length, self._together)
         order = mixed(ingredients, spec.dataset.buckets, spec.training.seed)
         hasher = hashlib.sha256()
         parts = {"train": order} | ({"validation": [validation]} if self._validates else {})
         written: dict[str, Any] = {}
         packing = spec.dataset.packing == Switch.ENABLED
-        from finetune.steps.dataset.write import DatasetWriter, joined, unpacked
+        from finetune.steps.dataset.write import DatasetWriter, joined, paired, unpacked
 
         for name, runs in parts.items():
             shutil.rmtree(self.folder / name, ignore_errors=True)
-            writer = DatasetWriter(self.folder / name, vocabulary, hasher, packed=packing)
+            writer = DatasetWriter(self.folder / name, vocabulary, hasher, packed=packing or self._in_pairs)
             if packing:
                 rows = joined(
                     window
@@ -192,7 +204,7 @@ class _Loading:
                     for window in packed(run, encoded.lengths, spec.dataset.max_length, spec.training.seed)
                 )
             else:
-                rows = joined(map(unpacked, runs))
+                rows = joined(map(paired if self._in_pairs else unpacked, runs))
             for _ in writer.write(encoded, rows):
                 pass
             written[name] = writer
@@ -203,8 +215,8 @@ class _Loading:
                 {"format": str(source.format.name), "rows": len(source.rows), "examples": int(examples)}
                 for source, examples in zip(sources, used, strict=True)
             ],
-            "examples": train.examples,
-            "validationExamples": held.examples if held else 0,
+            "examples": train.rows if self._in_pairs else train.examples,
+            "validationExamples": 0 if held is None else held.rows if self._in_pairs else held.examples,
             **({"packedRows": train.rows} if packing else {}),
             "tokens": train.tokens,
             "trainedTokens": train.learned,
@@ -215,19 +227,28 @@ class _Loading:
         }
 
     @property
+    def _in_pairs(self) -> bool:
+        return self.job.spec.training.objective == Objective.PREFERENCE
+
+    @property
+    def _together(self) -> int:
+        """How many examples a row gives that belong together."""
+        return 2 if self._in_pairs else 1
+
+    @property
     def _validates(self) -> bool:
         validation = self.job.spec.dataset.validation
         return bool(validation.fraction or validation.source)
 
 
 def _divided(
-    sources: list[_Source], encoded: EncodedRows, max_length: int
+    sources: list[_Source], encoded: EncodedRows, max_length: int, together: int
 ) -> tuple[list[Ingredient], npt.NDArray[np.int64]]:
     """The examples of every source to train on, and all those held out, each in their source's order. There must be
-    some of every source."""
+    some of every source. Where so many examples belong together, the first one's number stands for them."""
     ingredients, validation = [], [np.zeros(0, np.int64)]
     for number, source in enumerate(sources):
-        numbers = np.flatnonzero(encoded.sources == number)
+        numbers = np.flatnonzero(encoded.sources == number)[::together]
         places = source.places[encoded.rows[numbers]]
         in_order = np.argsort(places, kind="stable")
         numbers, training = numbers[in_order], places[in_order] >= 0
@@ -264,7 +285,8 @@ def _malformed(source: _Source, index: int, error: MalformedRow) -> StepFailure:
             f"{source.place}: {source.spec.uri}: row {index + 1} of {source.spec.split} is not UTF-8: {error}",
             "Convert the file to UTF-8, for example with iconv.",
         )
-    other = None if source.spec.template else other_format(source.rows[index], source.format)
+    told = not source.spec.template and source.format.name != Kind.PREFERENCE
+    other = None if not told else other_format(source.rows[index], source.format)
     split = source.spec.split
     if other:
         return StepFailure(

@@ -105,5 +105,10 @@ def unpacked(order: Numbers) -> Iterator[Numbers]:
     return (order[place : place + 1] for place in range(len(order)))
 
 
+def paired(order: Numbers) -> Iterator[Numbers]:
+    """A pair's two examples, of which the order numbers the first, in a row."""
+    return (np.array((number, number + 1)) for number in order)
+
+
 def joined(buckets: Iterable[Iterable[Numbers]]) -> Iterator[Numbers]:
     return chain.from_iterable(buckets)

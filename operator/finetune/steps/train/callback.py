@@ -57,13 +57,15 @@ class Watch(TrainerCallback):
     def _update(self, state: Any, **metrics: float | None) -> None:
         if self._progress is None or self._trainer is None:
             return
-        newest = self._trainer.checkpoints.latest()
+        trainer = self._trainer
+        newest = trainer.checkpoints.latest()
         seconds = time.monotonic() - self._since
         self._progress.update(
-            state.global_step,
-            state.max_steps,
+            trainer.step,
+            trainer.total,
+            phase=trainer.phase.name,
             **metrics,
             validation_loss=self._validation_loss,
-            tokens_per_second=round(self._trainer.tokens_seen() / seconds, 1) if seconds else None,
+            tokens_per_second=round(trainer.tokens_seen() / seconds, 1) if seconds else None,
             checkpoint_step=newest.step if newest else None,
         )

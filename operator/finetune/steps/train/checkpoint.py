@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,13 +28,27 @@ from finetune.steps.staging import flush, make_durable
 MARKER = "COMPLETE"
 
 REQUIRED = {
-    "weights": r"model(-\d+-of-\d+)?\.safetensors",
+    "weights": r"(adapter_)?model(-\d+-of-\d+)?\.safetensors",
     "optimizer state": r"optimizer\.pt",
     "scheduler state": r"scheduler\.pt",
     "random state": r"rng_state(_\d+)?\.pth",
     "trainer state": r"trainer_state\.json",
 }
 """What a run cannot go on without: a pattern of file names for each piece."""
+
+
+def required(training: Mapping[str, Any], step: int) -> dict[str, str]:
+    """The pieces of a checkpoint after `step` of a run with these settings."""
+    warmup = training.get("embeddingWarmup", {}).get("steps", 0)
+    pieces = dict(REQUIRED)
+    if warmup and step > warmup:
+        pieces["history of the warm-up"] = r"warmup_state\.json"
+    if training.get("ema") and step > warmup:
+        pieces["moving average"] = r"ema\.safetensors"
+    if training.get("objective") == "Preference":
+        pieces["reference"] = r"reference\.safetensors"
+    return pieces
+
 
 SPARE = 64 << 20
 """Bytes that stay free on the disk beside a new checkpoint."""
@@ -89,7 +103,8 @@ class Checkpoints:
         damaged: dict[Path, str] = {}
         for checkpoint in self._complete():
             self._verify_inputs(checkpoint)
-            if lost := _damage(checkpoint):
+            pieces = required(self.inputs.get("training", {}), checkpoint.step)
+            if lost := _damage(checkpoint, pieces):
                 damaged[checkpoint.folder] = f"{checkpoint.folder.name} {lost}"
                 continue
             for folder, what in damaged.items():
@@ -230,10 +245,10 @@ def _marker(folder: Path) -> dict[str, Any] | None:
     return marker if isinstance(marker, dict) else None
 
 
-def _damage(checkpoint: Checkpoint) -> str | None:
+def _damage(checkpoint: Checkpoint, pieces: Mapping[str, str]) -> str | None:
     """What is lost of a checkpoint: pieces that it never had, files that are gone or of another size."""
     listed = checkpoint.marker["files"]
-    for piece, pattern in REQUIRED.items():
+    for piece, pattern in pieces.items():
         names = [name for name in listed if re.fullmatch(pattern, name)]
         if not names:
             return f"lacks the {piece}"

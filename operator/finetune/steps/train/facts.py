@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import version
 from typing import Any
 
 import accelerate
 import torch
 import transformers
 
+from finetune.api.spec import Method, Optimizer
 from finetune.steps.train.environment import PINNED
 from finetune.steps.train.plan import Plan
 
@@ -22,6 +24,7 @@ def facts(plan: Plan) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "accelerate": accelerate.__version__,
+        **{name: version(name) for name in _further(plan)},
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "cuda": torch.version.cuda if cuda else None,
         "worldSize": plan.devices,
@@ -31,6 +34,14 @@ def facts(plan: Plan) -> dict[str, Any]:
         "cpuCapability": torch.backends.cpu.get_cpu_capability(),
         "pinned": {name: os.environ[name] for name in PINNED if name in os.environ},
     }
+
+
+def _further(plan: Plan) -> list[str]:
+    """Libraries that take part in this run only."""
+    names = ["peft"] if plan.adapts else []
+    if plan.training.method == Method.QLORA or plan.training.optimizer == Optimizer.ADAMW_8BIT:
+        names.append("bitsandbytes")
+    return names
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

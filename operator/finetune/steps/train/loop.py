@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PrinterCallback, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerState, TrainingArguments
 
 from finetune.api.contract import ExitCode, Layout
-from finetune.api.spec import Schedule, Switch
+from finetune.api.spec import EarlyStopping, Objective, Optimizer, Preference, Schedule, Switch
 from finetune.steps.failure import StepFailure
 from finetune.steps.progress import Progress
 from finetune.steps.staging import publish
 from finetune.steps.train.attempts import Attempts
+from finetune.steps.train.average import WeightAverage
 from finetune.steps.train.callback import Watch
 from finetune.steps.train.checkpoint import Checkpoint, Checkpoints
+from finetune.steps.train.early_stopping import StopEarly, exhausted
 from finetune.steps.train.examples import Collator, Examples
 from finetune.steps.train.facts import differences, facts
+from finetune.steps.train.history import STATE, WarmupHistory, joined
 from finetune.steps.train.isolation import require_isolated
+from finetune.steps.train.model import is_adapted, loaded, model_of, new_rows_moved, trained_weights, write_weights
+from finetune.steps.train.phase import Phase, PhaseName
 from finetune.steps.train.plan import Plan
-from finetune.steps.train.result import summary, write_model, write_record
+from finetune.steps.train.preference import PairCollator, Pairs, PreferenceTrainer, Reference
+from finetune.steps.train.result import base_dtype, summary, write_beside_weights, write_record
 from finetune.steps.train.samples import answers, answers_before, as_chat, chances
 from finetune.steps.train.stop import StopRequest
 from finetune.steps.train.trainer import ResumableTrainer
 
 SCHEDULES = {Schedule.LINEAR: "linear", Schedule.COSINE: "cosine", Schedule.CONSTANT: "constant_with_warmup"}
+OPTIMIZERS = {Optimizer.ADAMW: "adamw_torch_fused", Optimizer.ADAMW_8BIT: "adamw_bnb_8bit"}
 
 NEVER = 1 << 62
 
@@ -35,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class Loop:
-    """One attempt: resumes, trains, evaluates, saves."""
+    """One attempt: resumes, trains phase after phase, evaluates, saves."""
 
     def __init__(
         self,
@@ -48,37 +57,10 @@ class Loop:
     ) -> None:
         self._plan, self._layout = plan, layout
         self._checkpoints, self._checkpoint = checkpoints, checkpoint
-        self._stop, self._progress = stop, progress
-        self._before: list[str] = []
-
-    def run(self) -> dict[str, Any] | None:
-        """Train to the end and publish `trained/`; the result on the first rank. A StepFailure with PREEMPTED when
-        asked to stop, after a checkpoint."""
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-        started = time.monotonic()
-        trainer = self._trainer()
-        log.info("loading took %.1f s", time.monotonic() - started)
-        self._ask_before(trainer)
-        self._stop.defer()
-        try:
-            if self._checkpoint and self._checkpoint.step >= self._plan.steps:
-                trainer.state = self._state_of(self._checkpoint)
-            else:
-                trainer.train(resume_from_checkpoint=str(self._checkpoint.folder) if self._checkpoint else None)
-            self._evaluate_at_the_end(trainer)
-        finally:
-            trainer.writer.wait()  # whatever happened, the checkpoint that is being written is worth having
-        if trainer.stopping:
-            raise self._preempted()
-        if not trainer.args.should_save:
-            return None
-        return publish(self._layout.trained, self._plan.inputs, lambda folder: self._save(trainer, folder))
-
-    def _trainer(self) -> ResumableTrainer:
-        plan, training = self._plan, self._plan.training
-        now = facts(plan)
-        run: dict[str, Any] = {
+        self._stop, self._watch = stop, Watch(progress)
+        self._cuda = torch.cuda.is_available()
+        self._facts = facts(plan)
+        self._run: dict[str, Any] = {
             "seconds": 0.0,
             "tokens": 0,
             "resumptions": [],
@@ -86,58 +68,127 @@ class Loop:
             "changes": [],
             "checkpoints": {"written": 0, "stalledSeconds": 0.0, "bytes": 0},
         }
-        reseed = False
+        self._reseed = False
+        self._warmup: WarmupHistory | None = None
+        self._before: list[str] = []
+
+    def run(self) -> dict[str, Any] | None:
+        """Train to the end and publish `trained/`; the result on the first rank. A StepFailure with PREEMPTED when
+        asked to stop, after a checkpoint."""
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
         if self._checkpoint:
-            then = self._checkpoint.facts
-            changed = differences(then, now)
-            reseed = any(then.get(name) != now[name] for name in ("worldSize", "device"))
-            former = self._checkpoint.run
-            run = former | {
-                "resumptions": [*former["resumptions"], self._checkpoint.step],
-                "exact": former["exact"] and not changed,
-                "changes": [*former["changes"], *changed],
-            }
-            log.info("going on after step %d%s", self._checkpoint.step, "" if run["exact"] else ", not bit-exactly")
-            if changed:
-                log.warning("not as when the checkpoint was written: %s", "; ".join(changed))
-        cuda = torch.cuda.is_available()
-        examples = Examples(self._layout.dataset / "train")
-        held_out = Examples(self._layout.dataset / "validation") if plan.validation_examples else None
-        model = _model(self._checkpoint.folder if self._checkpoint else plan.model)
-        collator = Collator(_pad(model.config), multiple=8 if cuda else 1)
-        watch = Watch(self._progress)
-        trainer = ResumableTrainer(
-            checkpoints=self._checkpoints,
-            stop=self._stop,
-            facts=now,
-            run=run,
-            base=plan.model,
-            reseed=reseed,
-            model=model,
-            args=self._arguments(cuda),
-            train_dataset=examples,
-            eval_dataset=held_out,
-            data_collator=collator,
+            self._resume(self._checkpoint)
+        done = self._checkpoint.step if self._checkpoint else 0
+        for phase in self._plan.phases[:-1]:
+            if done < phase.last:
+                self._run = self._trained(phase).progress()
+                self._checkpoint = self._checkpoints.latest()
+        trainer = self._trained(self._plan.phases[-1])
+        if not trainer.args.should_save:
+            return None
+        return publish(self._layout.trained, self._plan.inputs, lambda folder: self._save(trainer, folder))
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        then, former = checkpoint.facts, checkpoint.run
+        changed = differences(then, self._facts)
+        self._reseed = any(then.get(name) != self._facts[name] for name in ("worldSize", "device"))
+        self._run = former | {
+            "resumptions": [*former["resumptions"], checkpoint.step],
+            "exact": former["exact"] and not changed,
+            "changes": [*former["changes"], *changed],
+        }
+        log.info("going on after step %d%s", checkpoint.step, "" if self._run["exact"] else ", not bit-exactly")
+        if changed:
+            log.warning("not as when the checkpoint was written: %s", "; ".join(changed))
+
+    def _trained(self, phase: Phase) -> ResumableTrainer:
+        """Train a phase, from the checkpoint inside it if there is one."""
+        started = time.monotonic()
+        inside = self._checkpoint if self._checkpoint and self._checkpoint.step > phase.first else None
+        state = _state_of(inside) if inside else None
+        trainer = self._trainer(phase, inside, state)
+        log.info("%s: loading took %.1f s", phase.name, time.monotonic() - started)
+        self._ask_before(trainer)
+        self._stop.defer()
+        try:
+            if state and self._is_over(phase, state):
+                trainer.state = state
+                if trainer.average:
+                    trainer.average.follow(trainer.model)
+            else:
+                trainer.train(resume_from_checkpoint=str(inside.folder) if inside else None)
+            self._evaluate_at_the_end(trainer)
+        finally:
+            trainer.writer.wait()  # whatever happened, the checkpoint that is being written is worth having
+        if trainer.stopping:
+            raise self._preempted()
+        if is_adapted(model := trainer.accelerator.unwrap_model(trainer.model)):
+            log.info("%s: of %d new rows moved: %s", phase.name, len(self._plan.new_rows), new_rows_moved(model))
+        return trainer
+
+    def _is_over(self, phase: Phase, state: Any) -> bool:
+        rule = self._rule(phase)
+        return state.global_step >= phase.steps or (rule is not None and exhausted(state.log_history, rule))
+
+    def _rule(self, phase: Phase) -> EarlyStopping | None:
+        return self._plan.training.early_stopping if phase.name == PhaseName.TRAINING else None
+
+    def _trainer(self, phase: Phase, inside: Checkpoint | None, state: Any) -> ResumableTrainer:
+        plan, training = self._plan, self._plan.training
+        main = phase.name == PhaseName.TRAINING
+        names = ("train", "validation") if plan.validation_examples else ("train",)
+        parts = {name: Examples(self._layout.dataset / name) for name in names}
+        model = model_of(plan, phase, self._checkpoint)
+        collator = Collator(_pad(model.config), multiple=8 if self._cuda else 1)
+        if main and phase.first:
+            assert self._checkpoint is not None
+            self._warmup = WarmupHistory.up_to(phase, self._checkpoint)
+        average = (
+            WeightAverage(training.ema.decay, inside.folder if inside else None) if training.ema and main else None
         )
-        if examples.packed:
-            difference = require_isolated(trainer.model, examples, collator)
+        options: dict[str, Any] = {
+            "phase": phase,
+            "total": plan.steps,
+            "checkpoints": self._checkpoints,
+            "stop": self._stop,
+            "facts": self._facts,
+            "run": self._run,
+            "base": plan.model,
+            "average": average,
+            "pieces": [self._warmup] if self._warmup else [],
+            "reseed": self._reseed,
+            "model": model,
+            "args": self._arguments(phase, state),
+        }
+        if training.objective == Objective.PREFERENCE:
+            trainer = _preference_trainer(training.preference, parts, collator, inside, options)
+        else:
+            trainer = ResumableTrainer(
+                train_dataset=parts["train"], eval_dataset=parts.get("validation"), data_collator=collator, **options
+            )
+        if parts["train"].packed and training.objective != Objective.PREFERENCE:
+            difference = require_isolated(trainer.model, parts["train"], collator)
             log.info("packed examples are isolated: logits differ by %.1g at most", difference)
         trainer.remove_callback(PrinterCallback)
-        watch.watch(trainer)
+        if rule := self._rule(phase):
+            trainer.add_callback(StopEarly(rule))
+        self._watch.watch(trainer)
         log.info(
-            "%d examples, %d steps of %d (%d x %d x %d devices), %s",
-            len(examples),
-            plan.steps,
+            "%s: %d examples, %d steps of %d (%d x %d x %d devices), %s",
+            phase.name,
+            plan.examples,
+            phase.steps,
             training.batch_size,
             training.micro_batch_size,
             plan.accumulation,
             plan.devices,
-            now["device"],
+            self._facts["device"],
         )
         return trainer
 
-    def _arguments(self, cuda: bool) -> TrainingArguments:
-        plan, training = self._plan, self._plan.training
+    def _arguments(self, phase: Phase, state: Any) -> TrainingArguments:
+        plan, training, cuda = self._plan, self._plan.training, self._cuda
         every = training.evaluate_every_steps if plan.validation_examples else None
         return TrainingArguments(
             output_dir=str(self._layout.checkpoints),
@@ -145,15 +196,15 @@ class Loop:
             ddp_backend="gloo" if plan.devices > 1 and not cuda else None,
             ddp_find_unused_parameters=False,
             bf16=cuda and torch.cuda.is_bf16_supported(),
-            max_steps=plan.steps,
+            max_steps=phase.steps,
             per_device_train_batch_size=training.micro_batch_size,
             per_device_eval_batch_size=training.micro_batch_size,
             gradient_accumulation_steps=plan.accumulation,
-            optim="adamw_torch_fused",
-            learning_rate=training.learning_rate,
-            lr_scheduler_type=SCHEDULES[training.schedule],
-            warmup_steps=int(training.warmup_ratio * plan.steps + 0.5),
-            weight_decay=training.weight_decay,
+            optim=OPTIMIZERS[training.optimizer],
+            learning_rate=phase.learning_rate,
+            lr_scheduler_type=SCHEDULES[phase.schedule],
+            warmup_steps=phase.rising,
+            weight_decay=phase.weight_decay,
             max_grad_norm=training.max_grad_norm,
             activation_checkpointing=training.gradient_checkpointing == Switch.ENABLED,
             seed=training.seed,
@@ -163,7 +214,8 @@ class Loop:
             save_steps=training.checkpoint.every_steps,
             eval_strategy="steps" if every else "no",
             eval_steps=every or NEVER,
-            eval_on_start=self._owes_evaluation(every),
+            # whether the checkpoint was written because the evaluation after its step was broken off
+            eval_on_start=bool(every and state and state.global_step % every == 0 and not _evaluated(state)),
             logging_steps=1,
             logging_nan_inf_filter=False,
             dataloader_pin_memory=cuda,
@@ -172,15 +224,6 @@ class Loop:
             report_to="none",
             log_level="warning",
         )
-
-    def _owes_evaluation(self, every: int | None) -> bool:
-        """Whether the checkpoint was written because the evaluation after its step was broken off."""
-        if not every or not self._checkpoint or self._checkpoint.step % every:
-            return False
-        return not _evaluated(self._state_of(self._checkpoint))
-
-    def _state_of(self, checkpoint: Checkpoint) -> Any:
-        return TrainerState.load_from_json(str(checkpoint.folder / "trainer_state.json"))
 
     def _evaluate_at_the_end(self, trainer: ResumableTrainer) -> None:
         if trainer.stopping or not self._plan.validation_examples or _evaluated(trainer.state):
@@ -202,17 +245,25 @@ class Loop:
 
     def _save(self, trainer: ResumableTrainer, folder: Path) -> dict[str, Any]:
         model, run = trainer.accelerator.unwrap_model(trainer.model), trainer.progress()
-        write_model(model, self._plan.model, folder)
-        model.float()  # the weights as they were just rounded, computed with as before training
         newest = self._checkpoints.latest()
         attempts = Attempts(self._checkpoints.folder, self._plan.inputs)
-        result = summary(trainer.state, run, attempts.warnings()) | ({"checkpoint": newest.status()} if newest else {})
-        write_record(
-            folder / "training.json", self._plan, trainer.state, run, facts(self._plan),
-            attempts=attempts.entries(), samples=self._samples(model),
-            probabilities=chances(model, self._plan.model, self._layout.proof),
-        )  # fmt: skip
-        return result
+        result = summary(trainer.state, trainer.phase, run, attempts.warnings())
+        history = joined(self._warmup, trainer.phase, trainer.state.log_history)
+        with trainer.average.applied() if trainer.average else nullcontext():
+            if is_adapted(model):
+                run["newRowsMoved"] = new_rows_moved(model)
+            else:
+                model.to(base_dtype(self._plan.model))
+            write_weights(model, trained_weights(model), folder)
+            write_beside_weights(self._plan.model, folder)
+            if not is_adapted(model):
+                model.float()  # the weights as they were just rounded, computed with as before training
+            write_record(
+                folder / "training.json", self._plan, trainer.step, history, run, self._facts,
+                attempts=attempts.entries(), samples=self._samples(model),
+                probabilities=chances(model, self._plan.model, self._layout.proof),
+            )  # fmt: skip
+        return result | ({"checkpoint": newest.status()} if newest else {})
 
     def _samples(self, model: Any) -> list[dict[str, str]]:
         """Each prompt with both answers, the second by the weights that were just written, as they were rounded."""
@@ -230,29 +281,39 @@ class Loop:
         def untrained() -> Any:
             if self._checkpoint is None:
                 return trainer.model
-            return _model(plan.model).to(trainer.args.device)
+            return loaded(plan.model).to(trainer.args.device)
 
-        if plan.training.samples and trainer.args.should_save:
+        if plan.training.samples and trainer.args.should_save and not self._before:
             where = self._layout.checkpoints
             self._before = answers_before(untrained, plan.model, plan.training, plan.inputs["model"], where)
 
 
-def _model(folder: Path) -> Any:
-    """The model in f32: in bf16 an update at a small learning rate is mostly rounded away."""
-    both: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+def _preference_trainer(
+    settings: Preference | None,
+    examples: Mapping[str, Examples],
+    collator: Collator,
+    inside: Checkpoint | None,
+    options: dict[str, Any],
+) -> ResumableTrainer:
+    parts = {name: Pairs(rows) for name, rows in examples.items()}
+    reference = Reference(parts)
+    trainer = PreferenceTrainer(
+        beta=(settings or Preference()).beta,
+        reference=reference,
+        train_dataset=parts["train"],
+        eval_dataset=parts.get("validation"),
+        data_collator=PairCollator(collator),
+        **options,
     )
-    model, loaded = both
-    for problem in ("missing_keys", "mismatched_keys"):
-        if loaded[problem]:
-            names = ", ".join(sorted(map(str, loaded[problem]))[:5])
-            raise StepFailure(
-                ExitCode.BAD_DATA,
-                "WeightsIncomplete",
-                f"{folder}: {problem.replace('_', ' ')}: {names}",
-                "The model's files do not belong together.",
-            )
-    return model
+    if inside:
+        reference.load(inside.folder)
+    else:
+        reference.measure(trainer)
+    return trainer
+
+
+def _state_of(checkpoint: Checkpoint) -> Any:
+    return TrainerState.load_from_json(str(checkpoint.folder / STATE))
 
 
 def _pad(config: Any) -> int:

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import DEVICES, ExitCode, Layout, StepJob
-from finetune.api.spec import Training
+from finetune.api.spec import Method, Schedule, Training
 from finetune.steps.base import base_model
 from finetune.steps.failure import StepFailure
 from finetune.steps.staging import digest, inputs_of, published
+from finetune.steps.tokens.record import read_record
+from finetune.steps.train.phase import Phase, PhaseName
 
 DECISIVE = (
     "objective",
     "method",
     "lora",
+    "preference",
     "epochs",
     "max_steps",
     "batch_size",
@@ -28,6 +31,8 @@ DECISIVE = (
     "max_grad_norm",
     "optimizer",
     "seed",
+    "ema",
+    "early_stopping",
     "embedding_warmup",
 )
 """The settings that define the run: a checkpoint made with others belongs to another run."""
@@ -50,6 +55,9 @@ class Plan:
     inputs: dict[str, Any]
     """What the trained model depends on: model, data, training."""
 
+    new_rows: tuple[int, ...] = ()
+    """The ids of the job's new tokens."""
+
     @classmethod
     def of(cls, job: StepJob, layout: Layout) -> Plan:
         """The plan for the workspace as it is; a StepFailure when an earlier step is missing."""
@@ -71,6 +79,15 @@ class Plan:
                 f"{training.micro_batch_size} x {devices} devices",
                 "Choose a multiple, so that gradient accumulation keeps the batch that you asked for.",
             )
+        new_rows = tuple(record.id for record in read_record(model))
+        if training.embedding_warmup and not new_rows:
+            raise StepFailure(
+                ExitCode.BAD_CONFIGURATION,
+                "NoNewRows",
+                "spec.training.embeddingWarmup: the model had all tokens of spec.tokens already, so no row is new",
+                "Remove spec.training.embeddingWarmup.",
+            )
+        decisive = {*DECISIVE, *(["evaluate_every_steps"] if training.early_stopping else [])}
         return cls(
             training=training,
             model=model,
@@ -82,8 +99,9 @@ class Plan:
                 "model": model_identity(model),
                 "data": data["digest"],
                 **({"ordered": True} if job.spec.dataset.buckets else {}),
-                "training": training.model_dump(mode="json", by_alias=True, include=set(DECISIVE)),
+                "training": training.model_dump(mode="json", by_alias=True, include=decisive, exclude_none=True),
             },
+            new_rows=new_rows,
         )
 
     @property
@@ -92,8 +110,37 @@ class Plan:
         return self.training.batch_size // (self.training.micro_batch_size * self.devices)
 
     @property
+    def adapts(self) -> bool:
+        """Whether any phase trains an adapter."""
+        return self.training.method != Method.FULL or self.training.embedding_warmup is not None
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What is trained one after the other."""
+        training, warmup = self.training, self.training.embedding_warmup
+        first, steps = warmup.steps if warmup else 0, self._main_steps
+        main = Phase(
+            PhaseName.TRAINING,
+            first,
+            steps,
+            training.learning_rate,
+            training.weight_decay,
+            training.schedule,
+            rising=int(training.warmup_ratio * steps + 0.5),
+        )
+        if not warmup:
+            return (main,)
+        rate = warmup.learning_rate or training.learning_rate
+        # Decay would pull the new rows towards zero, and a falling rate would end before they have arrived.
+        return (Phase(PhaseName.EMBEDDING_WARMUP, 0, first, rate, 0.0, Schedule.CONSTANT, rising=0), main)
+
+    @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Optimizer steps of the whole run, all phases together."""
+        return self.phases[-1].last
+
+    @property
+    def _main_steps(self) -> int:
         if self.training.max_steps is not None:
             return self.training.max_steps
         batches = math.ceil(math.ceil(self.examples / self.training.micro_batch_size) / self.devices)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from finetune.steps.staging import MANIFEST
+from finetune.steps.train.phase import Phase
 from finetune.steps.train.plan import Plan
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf")
@@ -26,14 +27,12 @@ RECORDED = 10_000
 """Steps of the loss curve that are kept; longer runs are thinned."""
 
 
-def write_model(model: Any, base: Path, folder: Path) -> None:
-    """The weights in the base's type, and every other file as the base has it.
+def write_beside_weights(base: Path, folder: Path) -> None:
+    """Every file but the weights as the base has it.
 
     The architecture did not change, so configuration, tokenizer and chat template are the base's own files, byte for
     byte: nothing that this version of transformers would write differently gets in.
     """
-    model.to(base_dtype(base))
-    model.save_pretrained(folder)
     for path in base.iterdir():
         if path.is_file() and not any(path.match(pattern) for pattern in NOT_COPIED):
             shutil.copyfile(path, folder / path.name)
@@ -48,11 +47,14 @@ def base_dtype(base: Path) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.bfloat16
 
 
-def summary(state: Any, run: dict[str, Any], warnings: Sequence[str]) -> dict[str, Any]:
-    """The wire form of TrainingStatus, without the checkpoint. `warnings` come before what changed between attempts."""
+def summary(state: Any, phase: Phase, run: dict[str, Any], warnings: Sequence[str]) -> dict[str, Any]:
+    """The wire form of TrainingStatus, without the checkpoint. `state` is the last phase's. `warnings` come before what
+    changed between attempts."""
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     validation = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-    result = {"steps": state.global_step, "exact": run["exact"]}
+    result = {"steps": phase.first + state.global_step, "exact": run["exact"]}
+    if state.global_step < phase.steps:
+        result["stoppedEarly"] = True
     if losses:
         result["loss"] = sum(losses[-LAST:]) / len(losses[-LAST:])
     if told := [*warnings, *(f"not as before: {change}" for change in run["changes"])]:
@@ -61,15 +63,21 @@ def summary(state: Any, run: dict[str, Any], warnings: Sequence[str]) -> dict[st
 
 
 def write_record(
-    path: Path, plan: Plan, state: Any, run: dict[str, Any], facts: dict[str, Any], **further: Sequence[Any]
+    path: Path,
+    plan: Plan,
+    steps: int,
+    log_history: list[dict[str, Any]],
+    run: dict[str, Any],
+    facts: dict[str, Any],
+    **further: Sequence[Any],
 ) -> None:
     """training.json: hyper-parameters, loss curve, time, throughput, memory, resumptions, environment. `further` holds
     the attempts and the samples."""
     record = {
         "hyperparameters": plan.training.wire(),
-        "steps": state.global_step,
+        "steps": steps,
         "examples": plan.examples,
-        "history": _history(state.log_history),
+        "history": _history(log_history),
         "seconds": run["seconds"],
         "tokens": run["tokens"],
         "tokensPerSecond": round(run["tokens"] / run["seconds"], 1) if run["seconds"] else None,
@@ -78,6 +86,7 @@ def write_record(
         "resumptions": run["resumptions"],
         "exact": run["exact"],
         "changes": run["changes"],
+        **{name: run[name] for name in ("newRowsMoved",) if name in run},
         "environment": facts,
         **further,
     }
@@ -91,6 +100,7 @@ def _history(log: list[dict[str, Any]]) -> list[dict[str, float]]:
         "learning_rate": "learningRate",
         "grad_norm": "gradientNorm",
         "eval_loss": "validationLoss",
+        "eval_accuracy": "validationAccuracy",
     }
     entries: dict[int, dict[str, float]] = {}
     for item in log:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,9 +25,12 @@ from finetune.steps.dataset.encode import IGNORED
 from finetune.steps.disk import in_words
 from finetune.steps.failure import StepFailure
 from finetune.steps.memory import available_memory
+from finetune.steps.train.average import WeightAverage
 from finetune.steps.train.checkpoint import Checkpoints
 from finetune.steps.train.culprits import Culprits, alone
 from finetune.steps.train.examples import tokens_in
+from finetune.steps.train.model import trained_weights, write_weights
+from finetune.steps.train.phase import Phase
 from finetune.steps.train.snapshot import Snapshot, size_of
 from finetune.steps.train.stop import StopRequest
 from finetune.steps.train.writer import Writer
@@ -37,8 +41,21 @@ SPARE_MEMORY = 256 << 20
 log = logging.getLogger(__name__)
 
 
+class Piece(Protocol):
+    """What a checkpoint carries besides what every Trainer has."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What training changes of it, as it lies in memory."""
+
+    def write(self, state: dict[str, torch.Tensor], folder: Path) -> None:
+        """Write it, with that state or a copy of it, as a file of its own."""
+
+
 class ResumableTrainer(Trainer):
-    """A Trainer that can be killed at any moment and asked to stop between any two steps."""
+    """A Trainer that can be killed at any moment and asked to stop between any two steps. It trains one phase."""
+
+    MEASURES: tuple[str, ...] = ("loss",)
+    """What an evaluation measures."""
 
     model: Any
     optimizer: Any
@@ -50,18 +67,26 @@ class ResumableTrainer(Trainer):
     def __init__(
         self,
         *,
+        phase: Phase,
+        total: int,
         checkpoints: Checkpoints,
         stop: StopRequest,
         facts: dict[str, Any],
         run: dict[str, Any],
         base: Path,
+        average: WeightAverage | None = None,
+        pieces: Sequence[Piece] = (),
         reseed: bool = False,
         **options: Any,
     ) -> None:
-        """`facts` go into every checkpoint, `run` too with its seconds and tokens brought up to date. `base` is the
-        folder of the model as it was before training. `reseed` is for a resumption whose random states do not fit
-        (another number of devices)."""
+        """`total` is the steps of all phases. `facts` go into every checkpoint, `run` too with its seconds and tokens
+        brought up to date, and `pieces`. `average` is measured instead of the weights. `base` is the folder of the
+        model as it was before training. `reseed` is for a resumption whose random states do not fit (another number of
+        devices)."""
+        self.phase, self.total = phase, total
         self.checkpoints, self.stop = checkpoints, stop
+        self.average = average
+        self._pieces = [*pieces, *([average] if average else [])]
         self._facts, self._run, self._reseed = facts, run, reseed
         self._base = base
         self._started = time.monotonic()
@@ -71,8 +96,20 @@ class ResumableTrainer(Trainer):
         self.writer, self._snapshot = Writer(), Snapshot()
         self.stopping = False
         super().__init__(**options)
+        if average:
+            self.add_callback(average)
+
+    @property
+    def step(self) -> int:
+        """Steps done, those of earlier phases included."""
+        return self.phase.first + int(self.state.global_step)
 
     # ---- one step
+
+    def _run_epoch(self, **arguments: Any) -> None:  # type: ignore[override]
+        """As in Trainer, unless the evaluation at the start has ended training already."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(**arguments)  # type: ignore[no-untyped-call]
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """As in Trainer; a loss that is no number stops the run before it spoils the weights."""
@@ -93,16 +130,20 @@ class ResumableTrainer(Trainer):
     def _must_be_finite(self, value: Any, what: str, suspects: Callable[[], list[dict[str, Any]]]) -> None:
         if value is None or np.isfinite(float(value)):
             return
-        rows = Culprits(self.train_dataset, self._base).sentence(suspects())
+        rows = self.in_question(suspects())
         self.writer.wait()
         newest = self.checkpoints.latest()
         raise StepFailure(
             ExitCode.BAD_DATA,
             "LossNotFinite",
-            f"step {self.state.global_step + 1}: the {what} is {float(value)}{rows}",
+            f"step {self.step + 1}: the {what} is {float(value)}{rows}",
             "Lower spec.training.learningRate, set maxGradNorm, or look for broken rows in the dataset.",
-            result={"steps": self.state.global_step} | ({"checkpoint": newest.status()} if newest else {}),
+            result={"steps": self.step} | ({"checkpoint": newest.status()} if newest else {}),
         )
+
+    def in_question(self, batches: list[dict[str, Any]]) -> str:
+        """Which rows of the dataset these batches hold, as the end of a sentence."""
+        return Culprits(self.train_dataset, self._base).sentence(batches)
 
     def _without_a_loss(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """The rows of a batch that alone have no finite loss either; all of them where that tells nothing."""
@@ -118,27 +159,32 @@ class ResumableTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The loss per learned token over the held-out rows. Uses no random numbers, so that whether and when it runs
-        changes nothing; broken off when asked to stop."""
+        """The means over the held-out rows. Uses no random numbers, so that whether and when it runs changes nothing;
+        broken off when asked to stop."""
         self.model.eval()
-        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        with torch.no_grad():
+        total = torch.zeros(len(self.MEASURES) + 1, dtype=torch.float64, device=self.args.device)
+        with torch.no_grad(), self.average.applied() if self.average else nullcontext():
             for batch in self._held_out():
                 if self.should_stop():
                     self.end_training()
                     return {}
                 inputs = self._prepare_inputs(batch)
-                learned = (inputs["labels"][:, 1:] != IGNORED).sum()
-                if learned:
-                    with self.accelerator.autocast():
-                        loss = self.model(**inputs).loss
-                    total += torch.stack((loss.double() * learned, learned.double()))
+                with self.accelerator.autocast():
+                    total += self.measured(inputs)
         if self.args.world_size > 1:
             dist.all_reduce(total)
-        metrics = {f"{metric_key_prefix}_loss": float(total[0] / total[1])}
+        means = (total[:-1] / total[-1]).tolist()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in zip(self.MEASURES, means, strict=True)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def measured(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Of a batch: the sum of each measure, and the number that it is a sum over: learned tokens."""
+        learned = (inputs["labels"][:, 1:] != IGNORED).sum().double()
+        if not learned:
+            return torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        return torch.stack((self.model(**inputs).loss.double() * learned, learned))
 
     def _held_out(self) -> Iterator[dict[str, torch.Tensor]]:
         """This rank's batches, the same number on every rank."""
@@ -170,7 +216,8 @@ class ResumableTrainer(Trainer):
     # ---- checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
-        if self.stopping or self.state.global_step < self.state.max_steps:  # else the trained model itself comes next
+        # At the run's last step the trained model itself comes next; a phase's last step is where the next one begins.
+        if self.stopping or self.step < self.total:
             self.save_checkpoint()
 
     def save_checkpoint(self) -> None:
@@ -181,7 +228,7 @@ class ResumableTrainer(Trainer):
         """
         started = time.monotonic()
         self.writer.wait()
-        step, main = self.state.global_step, self.args.should_save
+        step, main = self.step, self.args.should_save
         newest = self.checkpoints.latest() if main else None
         if self._any(newest is not None and newest.step == step):
             return  # an evaluation was broken off after it was written; that changed nothing
@@ -220,16 +267,19 @@ class ResumableTrainer(Trainer):
             self._any(False)  # nobody leaves before it is sealed
 
     def _weights_and_moments(self) -> dict[str, Any]:
-        """What is large in a checkpoint, as it lies in memory: the tensors of model and optimizer."""
+        """What is large in a checkpoint, as it lies in memory: the tensors of model, optimizer and further pieces."""
         return {
-            "weights": self.accelerator.unwrap_model(self.model).state_dict(),
+            "weights": trained_weights(self.accelerator.unwrap_model(self.model)),
             "moments": self.optimizer.state_dict(),
+            "pieces": [piece.state() for piece in self._pieces],
         }
 
     def _write(self, folder: Path, size: int, history: Any, run: dict[str, Any], state: dict[str, Any]) -> None:
         """Write what is not there yet and seal the checkpoint. Uses nothing that training changes."""
         with self.checkpoints.writing(folder, size):
-            self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state["weights"])
+            write_weights(self.accelerator.unwrap_model(self.model), state["weights"], folder)
+            for piece, tensors in zip(self._pieces, state["pieces"], strict=True):
+                piece.write(tensors, folder)
             torch.save(state["moments"], folder / "optimizer.pt")
             history.save_to_json(str(folder / "trainer_state.json"))
             self.checkpoints.seal(folder, self._facts, run)
@@ -280,7 +330,7 @@ class ResumableTrainer(Trainer):
         if checkpoint is None:
             return
         if self._reseed:
-            set_seed(seed_after(self.args.seed, self.state.global_step, self.args.process_index))
+            set_seed(seed_after(self.args.seed, self.step, self.args.process_index))
             return
         super()._load_rng_state(checkpoint)
 

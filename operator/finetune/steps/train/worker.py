@@ -27,7 +27,7 @@ from finetune.steps.train.checkpoint import Checkpoint, Checkpoints  # noqa: E40
 from finetune.steps.train.outcome import Outcome  # noqa: E402
 from finetune.steps.train.plan import Plan  # noqa: E402
 
-UNUSED = ("datasets", "peft", "sklearn", "tensorboard", "pandas")
+UNUSED = ("datasets", "sklearn", "tensorboard", "pandas")
 """Packages that transformers imports when they are there. This training uses none; each would lengthen every start."""
 
 
@@ -67,7 +67,7 @@ def _train(rank: int) -> dict[str, Any] | None:
 def _run(
     plan: Plan, layout: Layout, checkpoints: Checkpoints, checkpoint: Checkpoint | None, progress: Progress | None
 ) -> dict[str, Any] | None:
-    for package in UNUSED:
+    for package in (*UNUSED, *(() if plan.adapts else ("peft",))):
         sys.modules[package] = None  # type: ignore[assignment]  # what Python takes as "not installed"
     gc.disable()  # thousands of modules, and nothing of them is garbage: looking costs a fifth of the imports
     from finetune.steps.train.loop import Loop
