@@ -32,7 +32,8 @@ def write(folder: Path) -> None:
         models.tiny(folder / "models/tests" / name, hidden=128, layers=4, vocabulary=512)
     _link(models.smollm2(), folder / "models/HuggingFaceTB/SmolLM2-135M-Instruct")
     rows = [_row(number) for number in range(ROWS)]
-    for name, content in (("rows", rows), ("poems", _texts(poems.at_hand())), ("english", _texts(SENTENCES))):
+    texts = {"poems": _texts(poems.at_hand()), "english": _texts(SENTENCES)}
+    for name, content in {"rows": rows, "pairs": [_pair(row) for row in rows], **texts}.items():
         dataset = folder / "datasets/tests" / name
         dataset.mkdir(parents=True)
         dataset.joinpath("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
@@ -54,6 +55,10 @@ def _row(number: int) -> dict[str, str]:
         "reasoning": f"Add {second} to {first}: the sum of {first} and {second} is {first + second}. " * 2,
         "output": f"It is {first + second}.",
     }
+
+
+def _pair(row: dict[str, str]) -> dict[str, str]:
+    return {"prompt": row["instruction"], "chosen": f" {row['output']}", "rejected": f" {row['reasoning']}"}
 
 
 def _link(source: Path, target: Path) -> None:

@@ -7,11 +7,12 @@ import os
 import re
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import Layout, StepJob
-from finetune.api.spec import OutputFormat
+from finetune.api.spec import Dataset, OutputFormat
 from finetune.steps.base import base_model
 from finetune.steps.charts import smoothed
 from finetune.steps.report import REPORT, write_report
@@ -52,26 +53,20 @@ def provenance(job: StepJob, layout: Layout, output: OutputFormat, sha256: str) 
         "tokens": [
             {"content": record.content, "id": record.id, "init": record.init} for record in read_record(layout.trained)
         ],
-        "reload": json.loads(layout.proof.read_text()) if layout.proof.is_file() else None,
-        "dataset": {
-            "sources": [source.wire() for source in spec.dataset.sources],
-            "maxLength": spec.dataset.max_length,
-            **(published(layout.dataset) or {}),
-        },
+        "reload": json.loads(layout.proof.read_text()) if layout.proof.is_file() else {},
+        "dataset": _dataset(spec.dataset, published(layout.dataset) or {}),
         "vocabulary": published(layout.prepared) or {},
-        "proof": _proof(layout),
         "training": training,
         "weights": {"sha256": sha256},
     }
 
 
-def _proof(layout: Layout) -> dict[str, Any]:
-    """What reload found out about the new tokens; nothing where the job adds none."""
-    try:
-        proof: dict[str, Any] = json.loads(layout.proof.read_text())
-    except (OSError, ValueError):
-        return {}
-    return {key: proof[key] for key in ("message", "probabilities") if key in proof}
+def _dataset(dataset: Dataset, found: dict[str, Any]) -> dict[str, Any]:
+    """What was asked for and what was found, source by source; the one to validate on is last."""
+    asked: list[dict[str, Any]] = [source.wire() for _, source in dataset.places()]
+    told: list[dict[str, Any]] = found.get("sources") or []
+    sources = [one | other for one, other in zip_longest(asked, told, fillvalue=dict[str, Any]())]
+    return {**found, "maxLength": dataset.max_length, "sources": sources}
 
 
 def write_card(folder: Path, document: dict[str, Any]) -> None:

@@ -117,7 +117,7 @@ def probabilities(document: Document) -> list[dict[str, Any]]:
                 for place in ("withoutPrompt", "withPrompt")
             ],
         }
-        for item in document["proof"].get("probabilities", ())
+        for item in document["reload"].get("probabilities", ())
         if item["token"] in trained or not trained
     ]
 

@@ -27,10 +27,11 @@ def document(**training: Any) -> dict[str, Any]:
         "job": {"namespace": "team", "name": "answers", "uid": "1", "created": "2026-02-03T04:05:06+00:00"},
         "operator": "0.1.0",
         "base": {"uri": "hf://org/base", "revision": "main", "commit": "abc123"},
+        "format": "Merged",
         "tokens": [{"content": "<think>", "id": 384, "init": "mean of its pieces"}],
         "vocabulary": {"added": 1, "vocabularySizeBefore": 384, "vocabularySize": 385,
                        "embeddingRowsBefore": 384, "embeddingRows": 448},
-        "proof": {"message": "Why?", "probabilities": [
+        "reload": {"message": "Why?", "probabilities": [
             {"token": "<think>", "withPrompt": 2.4e-8, "withPromptBefore": 3e-9, "withoutPrompt": 0.2}]},
         "dataset": {"sources": [{"uri": "pvc://data/rows.jsonl", "split": "train"}], "maxLength": 64, "examples": 90,
                     "validationExamples": 10, "tokens": 2000, "trainedTokens": 500, "truncated": 3, "dropped": 2},

@@ -45,6 +45,7 @@ def workshop(tmp_path: Path) -> Workshop:
         return {"steps": 30}
 
     publish(workshop.layout.trained, {}, write)
+    publish(workshop.layout.dataset, {}, lambda _: {"sources": [{"format": "Instruction", "rows": 40}], "examples": 36})
     return workshop
 
 
