@@ -156,20 +156,18 @@ def _measure(process: int, run: Run) -> None:
         return
 
 
-def rows(count: int) -> tuple[list[dict[str, str]], int]:
-    """Prompts and completions of 20 to 120 tokens together, with many short ones, and the tokens of the longest."""
+def rows(count: int) -> list[dict[str, str]]:
+    """Prompts and completions that together have 20 to 120 tokens, many of them few; a quarter is prompt."""
     tokenizer, chance = Tokenizer.from_file(str(smollm2() / "tokenizer.json")), random.Random(0)
     words = CORPUS.split()
-    made, longest = [], 0
-    while len(made) < count:
+    made = []
+    for _ in range(count):
         wanted = round(SHORTEST * (LONGEST / SHORTEST) ** chance.random())
-        text = " ".join(chance.choice(words) for _ in range(wanted))
-        prompt, completion = text[: len(text) // 4], text[len(text) // 4 :]
-        ids = tokenizer.encode(text).ids
-        if SHORTEST <= len(ids) < LONGEST:
-            made.append({"prompt": prompt, "completion": completion})
-            longest = max(longest, len(ids))
-    return made, longest
+        ids = tokenizer.encode(" ".join(chance.choices(words, k=wanted))).ids[: wanted - 1]
+        text = str(tokenizer.decode(ids))
+        end = text.index(" ", len(text) // 4)
+        made.append({"prompt": text[:end], "completion": text[end:]})
+    return made
 
 
 def workshop(folder: Path, content: list[dict[str, str]], *, packed: bool) -> Workshop | None:
@@ -245,7 +243,7 @@ def ratios(case: str, mine: Run, theirs: Run, tokens: int) -> Iterator[Row]:
 
 
 def compare(folder: Path, count: int) -> Iterator[Row]:
-    content, _ = rows(count)
+    content = rows(count)
     plain = workshop(folder, content, packed=False)
     assert plain is not None
     file = plain.layout.claims / "data" / "rows.jsonl"

@@ -18,6 +18,7 @@ import torch
 from finetune.api.contract import ExitCode, Layout
 from finetune.steps.dataset.step import run as load_dataset
 from finetune.steps.failure import StepFailure
+from finetune.steps.tokens.record import TokenRecord, write_record
 from finetune.steps.train import checkpoint, trainer
 from finetune.steps.train.checkpoint import Checkpoints
 from finetune.steps.train.loop import Loop
@@ -215,3 +216,21 @@ def test_asking_changes_nothing_of_the_training(tmp_path: Path) -> None:
     train(other)
     ours, theirs = ((each.layout.trained / "model.safetensors").read_bytes() for each in (one, other))
     assert ours == theirs
+
+
+def test_after_training_a_new_tokens_chance_is_that_of_the_trained_model(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    workshop = ready(tmp_path / "work")
+    write_record(workshop.layout.model, [TokenRecord("think", 300, False, False, {})])
+    workshop.layout.proof.write_text(json.dumps({"message": "Why?", "probabilities": []}))
+    train(workshop)
+    [said] = json.loads((workshop.layout.trained / "training.json").read_text())["probabilities"]
+    model = AutoModelForCausalLM.from_pretrained(workshop.layout.trained, dtype=torch.float32)
+    ids = AutoTokenizer.from_pretrained(workshop.layout.trained).apply_chat_template(
+        [{"role": "user", "content": "Why?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits[0, -1].softmax(-1)[300]
+    assert said["token"] == "think"
+    assert said["withPrompt"] == pytest.approx(float(expected), rel=1e-3)
