@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_in_the_warmup_only_new_rows_move(tied: bool, method: str, tmp_path: Pat
         base, after = load_file(run.base / "model.safetensors"), run.weights()
         new = list(run.plan.new_rows)
         for name, rows in first.items():
-            matrix = HEAD if "lm_head" in name else EMBEDDING
+            matrix = HEAD if "lm_head" in name and not tied else EMBEDDING
             assert (rows - base[matrix][new]).abs().max() > 0.05
             assert (rows - after[matrix][new]).abs().max() < 0.01
 
@@ -237,19 +238,22 @@ def test_gradient_checkpointing_changes_nothing_under_lora(tmp_path: Path) -> No
         (WARMUP, 2, "optimizer.pt"),
     ],
 )
-def test_a_checkpoint_that_lost_a_piece_is_an_error(
+def test_a_lone_checkpoint_that_lost_a_piece_is_an_error(
     training: dict[str, Any], step: int, piece: str, tmp_path: Path
 ) -> None:
     run = Run.at(tmp_path / "run", training | {"maxSteps": 2 if "embeddingWarmup" in training else 3})
     run.go()
     broken = run.interrupted_after(step, tmp_path / "broken")
+    for older in broken.workshop.layout.checkpoints.glob("step-*"):
+        if older != broken.checkpoint(step):
+            shutil.rmtree(older)
     marker = broken.checkpoint(step) / "COMPLETE"
     document = json.loads(marker.read_text())
     del document["files"][piece]  # lost before the marker was written, so to say
     marker.write_text(json.dumps(document))
     with pytest.raises(StepFailure) as failure:
         broken.go()
-    assert failure.value.error.reason == "CheckpointIncomplete"
+    assert failure.value.error.reason == "CheckpointDamaged"
 
 
 def test_what_a_checkpoint_needs_depends_on_the_settings_and_the_phase() -> None:
