@@ -34,6 +34,7 @@ requirements: $(READY) ## compile requirements/*.txt from pyproject.toml
 		$(COMPILE) pyproject.toml --extra $$extra -c requirements/dev.txt -o requirements/$$extra.txt || exit 1; \
 	done
 	$(COMPILE) --group build -c requirements/dev.txt -o requirements/build.txt
+	echo 'ray[train]' | $(COMPILE) -c requirements/train.txt -o requirements/ray.txt -
 
 .PHONY: generate
 generate: cluster-up ## write manifests/crd.yaml, the chart's CRD and manifests/install.yaml from the API and the chart

@@ -27,6 +27,9 @@ STEPS = {
     "save": (Step.SAVE,),
 }
 
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+"""What the Job controller labels the pods of an Indexed Job with."""
+
 _versions = itertools.count(1000)
 
 
@@ -100,12 +103,13 @@ class Job(_Built):
     def failed(self, reason: str = "BackoffLimitExceeded", message: str = "Job has reached the limit") -> Job:
         return self._condition("Failed", reason, message)
 
-    def failed_by_rule(self, index: int, container: str = "train", code: int = 0) -> Job:
+    def failed_by_rule(self, index: int, container: str = "train", code: int = 0, suffix: str = "x") -> Job:
+        pod = f"team/{self._item['metadata']['name']}-{suffix}"
         said = (
-            f"Container {container} for pod team/x failed with exit code {code} matching FailJob rule at index {index}"
+            f"Container {container} for pod {pod} failed with exit code {code} matching FailJob rule at index {index}"
         )
         if not code:
-            said = f"Pod team/x has condition DisruptionTarget matching FailJob rule at index {index}"
+            said = f"Pod {pod} has condition DisruptionTarget matching FailJob rule at index {index}"
         return self.failed("PodFailurePolicy", said)
 
     def suspended(self) -> Job:
@@ -122,8 +126,16 @@ class Pod(_Built):
     """A pod of one attempt; its containers follow one another as the kubelet shows them."""
 
     def __init__(
-        self, stage: str, attempt: int = 1, job: str = "tune", owner: str = "job-1", suffix: str = "x"
+        self,
+        stage: str,
+        attempt: int = 1,
+        job: str = "tune",
+        owner: str = "job-1",
+        suffix: str = "x",
+        index: int | None = None,
     ) -> None:
+        """With `index` it is one of several pods of its attempt, and named after it."""
+        suffix = suffix if index is None else f"{index}-x"
         parent = f"{job}-{stage}-{attempt}"
         controller = {
             "apiVersion": "batch/v1",
@@ -137,7 +149,7 @@ class Pod(_Built):
             "namespace": "team",
             "uid": f"{owner}-{parent}-{suffix}",
             "creationTimestamp": stamp(NOW),
-            "labels": _labels(stage, attempt, job, owner),
+            "labels": _labels(stage, attempt, job, owner) | ({INDEX_LABEL: str(index)} if index is not None else {}),
             "ownerReferences": [controller],
         }
         item = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {}, "status": {"phase": "Pending"}}
@@ -168,10 +180,12 @@ class Pod(_Built):
     def done(self, step: Step, **result: Any) -> Pod:
         return self.ended(step, 0, {"step": step.value, "result": result})
 
-    def ended(self, step: Step, code: int, report: dict[str, Any] | str = "", reason: str = "") -> Pod:
+    def ended(
+        self, step: Step, code: int, report: dict[str, Any] | str = "", reason: str = "", at: datetime = NOW
+    ) -> Pod:
         message = report if isinstance(report, str) else json.dumps(report)
         terminated = {"exitCode": code, "reason": reason or ("Completed" if code == 0 else "Error"), "message": message}
-        return self._state(step, {"terminated": terminated | {"finishedAt": stamp(NOW)}})
+        return self._state(step, {"terminated": terminated | {"finishedAt": stamp(at)}})
 
     def succeeded(self) -> Pod:
         for step in self._steps:
@@ -180,16 +194,19 @@ class Pod(_Built):
         self._item["status"]["phase"] = "Succeeded"
         return self
 
-    def failed(self, step: Step, code: int, report: dict[str, Any] | str = "", reason: str = "") -> Pod:
+    def failed(
+        self, step: Step, code: int, report: dict[str, Any] | str = "", reason: str = "", at: datetime = NOW
+    ) -> Pod:
         for earlier in self._steps[: self._steps.index(step)]:
             if earlier not in self._states:
                 self.done(earlier)
-        self.ended(step, code, report, reason)
+        self.ended(step, code, report, reason, at)
         self._item["status"]["phase"] = "Failed"
         return self
 
-    def disrupted(self, reason: str = "EvictionByEvictionAPI", message: str = "evicted") -> Pod:
+    def disrupted(self, reason: str = "EvictionByEvictionAPI", message: str = "evicted", at: datetime = NOW) -> Pod:
         condition = {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message}
+        condition["lastTransitionTime"] = stamp(at)
         self._item["status"].setdefault("conditions", []).append(condition)
         return self
 

@@ -12,7 +12,7 @@ from tests.integration.crd_server import private_crd
 
 pytestmark = pytest.mark.cluster
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "manifests/examples").glob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "manifests/examples").rglob("*.yaml"))
 
 
 @pytest.fixture(scope="module")

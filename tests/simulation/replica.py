@@ -10,7 +10,7 @@ from typing import Any
 from finetune.api import KIND
 from finetune.controller.apply import Applier
 from finetune.controller.metrics import Metrics
-from finetune.controller.observed import stage_of, terminal
+from finetune.controller.observed import attempt_of, index_of, stage_of, terminal
 from finetune.controller.queue import WorkQueue
 from finetune.controller.reconciler import Reconciler
 from finetune.controller.stages.pod import PodSettings
@@ -102,7 +102,8 @@ def finished(server: Server) -> bool:
 def check(server: Server) -> None:
     """What must hold at every moment."""
     training = [pod for pod in server.all("Pod") if stage_of(pod) == "train" and not terminal(pod)]
-    assert len(training) <= 1, "two training pods at the same time"
+    assert len({attempt_of(pod) for pod in training}) <= 1, "two attempts train at the same time"
+    assert len({index_of(pod) for pod in training}) == len(training), "two pods of one index train at the same time"
     running = [pod for pod in server.all("Pod") if "running" in str(pod["status"].get("states")) and not terminal(pod)]
     assert len({pod["metadata"]["labels"]["finetune.dev/job-uid"] for pod in running}) <= 1, "a former job still runs"
     for uid, stage in set(server.succeeded):

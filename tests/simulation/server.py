@@ -14,19 +14,19 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from finetune.api import API_VERSION, KIND
-from finetune.api.contract import CONTAINERS, Step
-from finetune.controller.observed import stage_of
-from finetune.controller.resources import EVENTS, WATCHED
+from finetune.api.contract import CONTAINERS, ExitCode, Step
+from finetune.controller.observed import index_of, stage_of
+from finetune.controller.resources import EVENTS, SERVICES, WATCHED
 from finetune.controller.rest import ApiError
 from finetune.controller.settings import PROGRESS_MANAGER
-from tests.builders import NOW, STEPS, FineTuneJob, stamp
+from tests.builders import INDEX_LABEL, NOW, STEPS, FineTuneJob, stamp
 
 TOTAL_STEPS = 4
 Fate = Callable[[dict[str, Any], Step], str]
 """What becomes of a pod's step: ok, crash, unavailable, user-error, oom, preempt, evict or lost."""
 
 _CODES = {"crash": 1, "unavailable": 69, "user-error": 65, "oom": 137, "preempt": 75, "evict": 75, "lost": 137}
-_KINDS = {resource.plural: resource.kind for resource in (*WATCHED, EVENTS)}
+_KINDS = {resource.plural: resource.kind for resource in (*WATCHED, SERVICES, EVENTS)}
 
 
 class Server:
@@ -120,26 +120,38 @@ class Server:
         uid = job["metadata"]["uid"]
         pods = [pod for pod in self.all("Pod") if pod["metadata"]["ownerReferences"][0]["uid"] == uid]
         status = job.setdefault("status", {})
-        if "deletionTimestamp" in job["metadata"] or status.get("conditions"):
+        if "deletionTimestamp" in job["metadata"] or _over(status):
             return
-        for pod in pods:
-            phase = pod["status"]["phase"]
-            if phase == "Succeeded":
-                status["conditions"] = [{"type": "Complete", "status": "True"}]
-            elif phase == "Failed" and not pod["metadata"].get("uncounted"):
-                status["conditions"] = [{"type": "Failed", "status": "True", **_policy(job, pod)}]
-            if status.get("conditions"):
-                self._changed(job)
-                return
         alive = [pod for pod in pods if pod["status"]["phase"] in ("Pending", "Running")]
-        if job["spec"].get("suspend"):
+        well = {index_of(pod) for pod in pods if pod["status"]["phase"] == "Succeeded"}
+        failed = [pod for pod in pods if pod["status"]["phase"] == "Failed" and not pod["metadata"].get("uncounted")]
+        if failed:
+            self._fail(job, failed[0], alive)
+        elif len(well) == job["spec"]["completions"]:
+            status["conditions"] = [{"type": "Complete", "status": "True"}]
+            self.succeeded.append((job["metadata"]["labels"]["finetune.dev/job-uid"], stage_of(job)))
+            self._changed(job)
+        elif job["spec"].get("suspend"):
             for pod in alive:
                 pod["metadata"]["uncounted"] = True
                 self._terminate(pod)
-        elif not alive and not any("deletionTimestamp" in pod["metadata"] for pod in pods):
-            self._new_pod(job)
+        elif not any("deletionTimestamp" in pod["metadata"] for pod in pods):
+            for index in sorted(set(range(job["spec"]["completions"])) - well - {index_of(pod) for pod in alive}):
+                self._new_pod(job, index)
 
-    def _new_pod(self, job: dict[str, Any]) -> None:
+    def _fail(self, job: dict[str, Any], pod: dict[str, Any], alive: list[dict[str, Any]]) -> None:
+        """One pod that failed is the end of the Job: the others are deleted, and when the last has ended it says so."""
+        status = job["status"]
+        if not status.get("target"):
+            status["target"] = {"status": "True", **_policy(job, pod)}
+        for other in alive:
+            self._terminate(other)
+        kind = "FailureTarget" if alive else "Failed"
+        if (status.get("conditions") or [{}])[-1].get("type") != kind:
+            status.setdefault("conditions", []).append({"type": kind, **status["target"]})
+            self._changed(job)
+
+    def _new_pod(self, job: dict[str, Any], index: int) -> None:
         template = job["spec"]["template"]
         volumes = [
             item["persistentVolumeClaim"] for item in template["spec"]["volumes"] if "persistentVolumeClaim" in item
@@ -154,10 +166,10 @@ class Server:
                 "metadata": {
                     "name": f"{job['metadata']['name']}-{self._serial}",
                     "namespace": job["metadata"]["namespace"],
-                    "labels": dict(template["metadata"]["labels"]),
+                    "labels": template["metadata"]["labels"] | ({INDEX_LABEL: str(index)} if _indexed(job) else {}),
                     "ownerReferences": [{**owner, "uid": job["metadata"]["uid"]}],
                 },
-                "spec": {"claim": claims[0], "claims": claims},
+                "spec": {"claim": claims[0], "claims": claims, "pods": job["spec"]["completions"]},
                 "status": {"phase": "Pending"},
             }
         )
@@ -184,6 +196,8 @@ class Server:
             status["conditions"] = [{"type": "PodScheduled", "status": "False", "message": said}]
             self._changed(pod)
             return
+        if running == Step.TRAIN and not self._together(pod):
+            return
         if running is None:
             step = next(step for step in steps if step not in states)
             states[step] = {"running": {}}
@@ -194,14 +208,29 @@ class Server:
         fate = self.fate(pod, running)
         if fate == "ok" and running == Step.TRAIN:
             claim = self.objects["PersistentVolumeClaim", pod["spec"]["claim"]]["metadata"]["uid"]
-            self.checkpoints[claim] = self.checkpoints.get(claim, 0) + 1
-            if self.checkpoints[claim] < TOTAL_STEPS:
+            if index_of(pod) == 0:
+                self.checkpoints[claim] = min(TOTAL_STEPS, self.checkpoints.get(claim, 0) + 1)
+            if self.checkpoints.get(claim, 0) < TOTAL_STEPS:
                 return
         self._end(pod, running, fate)
 
+    def _together(self, pod: dict[str, Any]) -> bool:
+        """Whether all pods of the attempt train; one whose peer has failed falls with it, one that is missing is
+        waited for."""
+        labels = pod["metadata"]["labels"]
+        peers = [other for other in self.all("Pod") if other["metadata"]["ownerReferences"] == _owners(pod)]
+        for peer in peers:
+            if peer["status"]["phase"] == "Failed" and not peer["metadata"].get("uncounted"):
+                stopped = peer["status"]["states"][Step.TRAIN]["terminated"]["exitCode"] == ExitCode.PREEMPTED
+                self._end(pod, Step.TRAIN, "preempt" if stopped else "unavailable")
+                return False
+        busy = [peer for peer in peers if Step.TRAIN in peer["status"].get("states", {}) and not _uncounted(peer)]
+        named = pod["spec"]["pods"] == 1 or ("Service", f"{labels['finetune.dev/job-name']}-train") in self.objects
+        return named and len({index_of(peer) for peer in busy}) == pod["spec"]["pods"]
+
     def _end(self, pod: dict[str, Any], step: Step, fate: str) -> None:
         status = pod["status"]
-        stage, uid = stage_of(pod), pod["metadata"]["labels"]["finetune.dev/job-uid"]
+        stage = stage_of(pod)
         code = _CODES.get(fate, 0)
         report: dict[str, Any] = {"step": step.value}
         if fate == "user-error":
@@ -221,10 +250,10 @@ class Server:
             status["phase"] = "Failed"
         elif step == STEPS[stage][-1]:
             status["phase"] = "Succeeded"
-            self.succeeded.append((uid, stage))
         if fate in ("evict", "lost"):
             reason = "EvictionByEvictionAPI" if fate == "evict" else "DeletionByTaintManager"
-            status["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": reason, "message": fate}]
+            condition = {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": fate}
+            status["conditions"] = [condition | {"lastTransitionTime": stamp(self.now)}]
         self._show(pod)
 
     def _show(self, pod: dict[str, Any]) -> None:
@@ -292,6 +321,22 @@ class Server:
         self.changes.append(("DELETED", gone))
 
 
+def _over(status: dict[str, Any]) -> bool:
+    return any(condition["type"] in ("Complete", "Failed") for condition in status.get("conditions", ()))
+
+
+def _indexed(job: dict[str, Any]) -> bool:
+    return bool(job["spec"]["completionMode"] == "Indexed")
+
+
+def _owners(item: dict[str, Any]) -> Any:
+    return item["metadata"]["ownerReferences"]
+
+
+def _uncounted(pod: dict[str, Any]) -> bool:
+    return bool(pod["metadata"].get("uncounted"))
+
+
 def _policy(job: dict[str, Any], pod: dict[str, Any]) -> dict[str, str]:
     """What the Job controller writes about a pod that failed, by the Job's podFailurePolicy."""
     ended = [
@@ -299,14 +344,17 @@ def _policy(job: dict[str, Any], pod: dict[str, Any]) -> dict[str, str]:
         for status in (*pod["status"].get("initContainerStatuses", ()), *pod["status"].get("containerStatuses", ()))
         if status["state"].get("terminated", {}).get("exitCode")
     ]
+    name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
     disrupted = any(condition["type"] == "DisruptionTarget" for condition in pod["status"].get("conditions", ()))
     for index, rule in enumerate(job["spec"]["podFailurePolicy"]["rules"]):
         if "onPodConditions" in rule and disrupted:
-            message = f"Pod x/y has condition DisruptionTarget matching FailJob rule at index {index}"
+            message = f"Pod {name} has condition DisruptionTarget matching FailJob rule at index {index}"
             return {"reason": "PodFailurePolicy", "message": message}
-        for name, code in ended:
+        for container, code in ended:
             if code in rule.get("onExitCodes", {}).get("values", ()):
-                message = f"Container {name} for pod x/y failed with exit code {code} matching FailJob rule at index"
+                message = (
+                    f"Container {container} for pod {name} failed with exit code {code} matching FailJob rule at index"
+                )
                 return {"reason": "PodFailurePolicy", "message": f"{message} {index}"}
     return {"reason": "BackoffLimitExceeded", "message": "Job has reached the specified backoff limit"}
 

@@ -34,11 +34,20 @@ FATES = {
 }
 
 
+def two_pods() -> FineTuneJob:
+    """A job that two pods train together."""
+    return FineTuneJob().training(nodes=2, batchSize=2).with_spec(workspace={"accessModes": ["ReadWriteMany"]})
+
+
+JOBS = {"one pod": FineTuneJob, "two pods": two_pods}
+
+
+@pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("name", FATES)
-async def test_a_crash_at_any_write_changes_nothing(name):
+async def test_a_crash_at_any_write_changes_nothing(name, job):
     fates = FATES[name]
     server = Server(scripted(fates))
-    server.submit(FineTuneJob())
+    server.submit(JOBS[job]())
     writes = Writes(server)
     await run(server, writes)
     expected = outcome(server)
@@ -46,21 +55,22 @@ async def test_a_crash_at_any_write_changes_nothing(name):
     for crash in range(1, writes.count + 1):
         for after in (False, True):
             server = Server(scripted(fates))
-            server.submit(FineTuneJob())
+            server.submit(JOBS[job]())
             await run(server, Writes(server, crash, after=after))
             assert outcome(server) == expected, f"died {'after' if after else 'before'} write {crash}"
 
 
+@pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("seed", range(40))
-async def test_whatever_befalls_the_pods_and_however_late_the_watch_is_the_job_completes(seed):
+async def test_whatever_befalls_the_pods_and_however_late_the_watch_is_the_job_completes(seed, job):
     rng = random.Random(seed)
     server = Server(random_fates(rng, bad=0.15))
-    server.submit(FineTuneJob().with_spec(retry={"limit": 100}))
+    server.submit(JOBS[job]().with_spec(retry={"limit": 100}))
     await run(server, Writes(server, rng.randrange(1, 60), after=rng.random() < 0.5), lag=rng)
     status = server.objects[KIND, "tune"]["status"]
     assert status["phase"] == "Complete"
     assert status["training"]["steps"] == 4
-    assert status["attempts"]["count"] == len({n for u, s, n in server.started if s == "train"})
+    assert status["attempts"]["count"] == len({n.rpartition("-")[0] for _, s, n in server.started if s == "train"})
 
 
 @pytest.mark.parametrize("workspace", ["the job's own", "the user's"])
@@ -93,12 +103,13 @@ async def test_deleted_and_applied_again_under_the_same_name_the_new_job_waits_a
     assert [stage for uid, stage in server.succeeded if uid == "second"] == ["prepare", "train", "save"]
 
 
+@pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("seed", range(20))
-async def test_suspended_and_resumed_at_any_time_the_job_completes(seed):
+async def test_suspended_and_resumed_at_any_time_the_job_completes(seed, job):
     rng = random.Random(seed)
     first, second = sorted(rng.sample(range(1, 40), 2))
     server = Server()
-    server.submit(FineTuneJob())
+    server.submit(JOBS[job]())
 
     def script(server: Server, now: int) -> None:
         if now == first:
@@ -112,9 +123,10 @@ async def test_suspended_and_resumed_at_any_time_the_job_completes(seed):
     await run(server, lag=rng if seed % 2 else None, script=script, until=over)
 
 
-async def test_while_suspended_nothing_runs_and_the_same_job_goes_on_afterwards():
+@pytest.mark.parametrize("job", JOBS)
+async def test_while_suspended_nothing_runs_and_the_same_job_goes_on_afterwards(job):
     server = Server()
-    server.submit(FineTuneJob())
+    server.submit(JOBS[job]())
     await run(server, until=lambda server: any(stage == "train" for _, stage, _ in server.started))
     server.edit("tune", suspend=True)
     await run(server, until=lambda server: server.objects[KIND, "tune"]["status"]["phase"] == "Suspended", seconds=20)
@@ -125,14 +137,73 @@ async def test_while_suspended_nothing_runs_and_the_same_job_goes_on_afterwards(
     assert outcome(server)["phase"] == "Complete"
 
 
-async def test_a_job_deleted_while_the_operator_is_down_leaves_nothing():
+@pytest.mark.parametrize("job", JOBS)
+async def test_a_job_deleted_while_the_operator_is_down_leaves_nothing(job):
     server = Server()
-    server.submit(FineTuneJob())
+    server.submit(JOBS[job]())
     await run(server, until=lambda server: any(stage == "train" for _, stage, _ in server.started))
     server.remove("tune")
     for _ in range(20):
         server.tick()
     assert server.objects == {}
+
+
+@pytest.mark.parametrize("fate", ["evict", "preempt", "lost"])
+async def test_one_pod_that_has_to_go_ends_the_attempt_for_both_and_costs_nothing(fate):
+    server = Server(scripted({(Step.TRAIN, 4): fate}))
+    server.submit(two_pods().with_spec(retry={"limit": 0}))
+    await run(server)
+    end = outcome(server)
+    assert end["phase"] == "Complete"
+    kinds = [kind for stage, _, kind in end["history"] if stage == "train"]
+    assert kinds == ["NodeLost" if fate == "lost" else "Preempted", "Succeeded"]
+    assert (end["attempts"]["failures"], end["attempts"]["preemptions"]) == (0, 1)
+    assert len([1 for _, stage, _ in server.started if stage == "train"]) == 4
+
+
+async def test_one_pod_whose_end_is_the_users_fault_fails_the_job_with_its_words():
+    server = Server(scripted({(Step.TRAIN, 2): "user-error"}))
+    server.submit(two_pods())
+    await run(server)
+    status = server.objects[KIND, "tune"]["status"]
+    assert status["phase"] == "Failed"
+    (failed,) = [item for item in status["conditions"] if item["type"] == "Failed"]
+    assert failed["reason"] == "BadRow"
+
+
+async def test_the_service_lives_as_long_as_the_job_and_is_made_again_when_somebody_deletes_it():
+    server = Server(scripted({(Step.TRAIN, 4): "crash"}))
+    server.submit(two_pods())
+    await run(server, until=lambda server: any(stage == "train" for _, stage, _ in server.started))
+    assert ("Service", "tune-train") in server.objects
+    server.objects.pop(("Service", "tune-train"))  # the pods that know each other's address go on
+    server.objects["Job", "tune-train-1"]["status"] = {}
+    for pod in server.all("Pod"):
+        if pod["status"]["phase"] == "Running":
+            await server.delete(f"/api/v1/namespaces/team/pods/{pod['metadata']['name']}", pod["metadata"]["uid"])
+    await run(server)
+    assert outcome(server)["phase"] == "Complete"
+    assert ("Service", "tune-train") in server.objects
+    server.remove("tune")
+    for _ in range(20):
+        server.tick()
+    assert server.objects == {}
+
+
+async def test_a_foreign_service_of_that_name_holds_training_up_until_it_is_gone():
+    server = Server()
+    foreign = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "tune-train", "namespace": "team"}}
+    await server.create("", foreign)
+    server.submit(two_pods())
+    await run(
+        server, until=lambda server: "Service" in server.objects[KIND, "tune"].get("status", {}).get("message", "")
+    )
+    message = server.objects[KIND, "tune"]["status"]["message"]
+    assert "waiting for Service tune-train that is not the operator's to be gone" in message
+    assert ("Job", "tune-train-1") not in server.objects
+    server.objects.pop(("Service", "tune-train"))
+    await run(server)
+    assert outcome(server)["phase"] == "Complete"
 
 
 async def test_a_foreign_object_of_the_childs_name_holds_the_job_up_until_it_is_gone():

@@ -16,6 +16,9 @@
   resources: [persistentvolumeclaims]
   verbs: [get, list, watch, create]
 - apiGroups: [""]
+  resources: [services] # training.nodes above 1: what the pods find each other by
+  verbs: [get, create]
+- apiGroups: [""]
   resources: [events] # other controllers' warnings about a job's children are read, our own are written
   verbs: [list, watch, create]
 {{- end -}}

@@ -169,7 +169,29 @@ CLAIMS = "FINETUNE_CLAIMS"
 CACHE = "FINETUNE_CACHE"
 TOKENS_FILE = "FINETUNE_TOKENS"
 REPORT_FILE = "FINETUNE_REPORT"
+MODEL = "FINETUNE_MODEL"
+DATASET = "FINETUNE_DATASET"
+VALIDATION = "FINETUNE_VALIDATION"
+CHECKPOINTS = "FINETUNE_CHECKPOINTS"
+OUTPUT = "FINETUNE_OUTPUT"
+"""The last five are for trainers of the user's own; our steps know the layout."""
+
 DEVICES = "FINETUNE_DEVICES"
+"""Training processes of a pod: one for each GPU, one without any."""
+
+NODES = "FINETUNE_NODES"
+"""Training pods of one attempt."""
+
+NODE_RANK = "JOB_COMPLETION_INDEX"
+"""Which of them this one is, from 0: Kubernetes sets it in every pod of an Indexed Job."""
+
+RENDEZVOUS = "FINETUNE_RENDEZVOUS"
+"""HOST:PORT where the pod of index 0 waits for the others; only where there are others. The next port is torchrun's."""
+
+RENDEZVOUS_PORT = 29400
+
+PEER_LOST = "PeerLost"
+"""The reason of a training pod that ended only because another one did, and does not know why that did."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +256,21 @@ class Layout:
         """The folder or file that pvc://CLAIM/PATH names, below the mounted claims."""
         claim, _, path = uri.removeprefix("pvc://").partition("/")
         return self.claims / claim / path
+
+
+def foreign_environment(spec: FineTuneJobSpec, layout: Layout) -> dict[str, str]:
+    """What a trainer that is not ours finds in its environment: the paths of docs/bring-your-own-trainer.md."""
+    validation = {VALIDATION: str(layout.dataset / "validation")} if spec.dataset.validation.fraction else {}
+    return {
+        JOB_FILE: str(layout.job_file),
+        WORKSPACE: str(layout.workspace),
+        MODEL: str(layout.prepared if spec.tokens else layout.model),
+        DATASET: str(layout.dataset / "train"),
+        **validation,
+        CHECKPOINTS: str(layout.checkpoints),
+        OUTPUT: str(layout.trained),
+        REPORT_FILE: str(layout.report_file),
+    }
 
 
 def claims_of(*uris: str | None) -> tuple[str, ...]:

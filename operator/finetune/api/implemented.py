@@ -12,7 +12,10 @@ from typing import NamedTuple
 from finetune.api.spec import (
     FineTuneJobSpec,
     Layout,
+    Method,
+    Optimizer,
     Parallelism,
+    Training,
 )
 
 
@@ -43,14 +46,21 @@ def _missing(spec: FineTuneJobSpec) -> Iterator[Missing]:
                 yield from _store(f"tokens.learn.{field}.uri", corpus.uri, "hf://datasets/ and pvc://")
     for field, source in spec.dataset.places():
         yield from _store(f"dataset.{field}.uri", source.uri, "hf://datasets/, pvc:// and s3://")
-    if training.parallelism not in (Parallelism.AUTO, Parallelism.DDP):
-        yield Missing("training.parallelism", training.parallelism, "use Auto or DDP")
-    if training.nodes > 1:
-        yield Missing("training.nodes", str(training.nodes), "use 1; several GPUs of one pod work")
-    if training.container:
-        yield Missing("training.container", "your own trainer image", "remove it")
+    if training.parallelism == Parallelism.DEEPSPEED_ZERO:
+        yield Missing("training.parallelism", training.parallelism, "use FSDP, which splits the model likewise")
+    if training.parallelism == Parallelism.FSDP and (what := _beside_full(training)):
+        yield Missing("training.parallelism", f"FSDP with {what}", "use DDP")
     if spec.output:
         yield from _store("output.uri", spec.output.uri, "pvc://")
+
+
+def _beside_full(training: Training) -> str | None:
+    """What makes the training more than all weights learning with plain AdamW."""
+    if training.method != Method.FULL:
+        return f"method {training.method}"
+    if training.optimizer != Optimizer.ADAMW:
+        return f"optimizer {training.optimizer}"
+    return "embeddingWarmup" if training.embedding_warmup else None
 
 
 def _store(field: str, uri: str, supported: str) -> Iterator[Missing]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ EXAMPLES = """[cyan]kubectl finetune logs my-job[/cyan]   [dim]the step that run
 
 [cyan]kubectl finetune logs my-job --step train --follow[/cyan]
 """
+POD_INDEX = "batch.kubernetes.io/job-completion-index"
 STAGES = {
     Step.DOWNLOAD: "prepare",
     Step.ADD_TOKENS: "prepare",
@@ -30,12 +32,13 @@ def logs(
     step: Annotated[
         Step | None, typer.Option(help="Which step; the one that runs, or ran last, when absent.", show_default=False)
     ] = None,
+    pod: Annotated[int, typer.Option(help="Which pod, where training has several; 0 reports for all.", min=0)] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the step ends.")] = False,
     progress: Annotated[bool, typer.Option("--progress", help="Show the progress reports too.")] = False,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Print the log of a step: of its newest pod."""
+    """Print the log of a step: of its newest attempt."""
     kubectl = Kubectl(namespace, context)
     labels = {JOB_LABEL: name, **({STAGE_LABEL: STAGES[step]} if step else {})}
     pods = kubectl.pods(selector(**labels))
@@ -43,10 +46,14 @@ def logs(
         kubectl.job(name)  # says so when there is no such job
         what = f"pod of the step {step.value}" if step else "pod"
         fail(f"{name} has no {what} (yet, or any more)", 1, f"kubectl finetune status {name} says where it stands.")
-    pod = pods[-1]
-    container = CONTAINERS[step] if step else _latest(pod)
-    err.print(f"[dim]{pod['metadata']['name']} {container}[/]")
-    command = kubectl.command("logs", pod["metadata"]["name"], "-c", container, *(["--follow"] if follow else []))
+    found = of_index(pods, pod)
+    if found is None:
+        fail(
+            f"{name} has no pod of index {pod} in its newest attempt", 1, "spec.training.nodes says how many there are."
+        )
+    container = CONTAINERS[step] if step else _latest(found)
+    err.print(f"[dim]{found['metadata']['name']} {container}[/]")
+    command = kubectl.command("logs", found["metadata"]["name"], "-c", container, *(["--follow"] if follow else []))
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
@@ -57,6 +64,16 @@ def logs(
             process.terminate()
             raise typer.Exit(130) from None
     raise typer.Exit(process.returncode)
+
+
+def of_index(pods: Sequence[dict[str, Any]], index: int) -> dict[str, Any] | None:
+    """The newest pod of that index in the attempt of the newest pod; `pods` are in the order of their creation."""
+    newest = pods[-1]["metadata"].get("labels", {}).get("job-name")
+    for pod in reversed(pods):
+        labels = pod["metadata"].get("labels", {})
+        if labels.get("job-name") == newest and int(labels.get(POD_INDEX, 0)) == index:
+            return dict(pod)
+    return None
 
 
 def _latest(pod: dict[str, Any]) -> str:

@@ -89,6 +89,12 @@ def run(
         )
     places = dict(_claim(text) for text in claim or ())
     for job, spec in specs:
+        if spec.training.container:
+            fail(
+                f"{job.name}: spec.training.container is another trainer, in an image of its own",
+                ExitCode.BAD_CONFIGURATION,
+                "Apply the job to a cluster, or remove training.container to train here with ours.",
+            )
         if model:
             if not model.expanduser().is_dir():
                 fail(f"--model {model} is not a folder", ExitCode.NO_INPUT)
@@ -119,6 +125,10 @@ def _run(
     metadata = job.content["metadata"]
     written = folder.write_job(job.name, str(metadata.get("namespace", "default")), spec)
     where = folder.claims(claims, places, _claims(spec))
+    if (pods := spec.training.nodes) > 1:
+        err.print(
+            f"[yellow]note:[/] the job asks for {pods} training pods, here is one machine: the batch stays the same"
+        )
     present = machine.gpus()
     count = machine.devices(spec, present)
     if (wanted := machine.wanted_gpus(spec)) > count:

@@ -278,10 +278,12 @@ class _Flow:
                 draft.fail("WorkspaceLost", f"{lost}; delete the job and apply it again")
                 return
             self.create.extend([claim] if claim else [])
-        self.create.append(stage.manifest(self.observed, self.settings, number))
         update: dict[str, Any] = {"retry_after": None}
         if stage is train:
             update["count"] = number
+            if service := train.service(self.observed):
+                self.create.append(service)
+        self.create.append(stage.manifest(self.observed, self.settings, number))
         draft.update(attempts=draft.attempts.model_copy(update=update))
 
     def _phase(self, outcome: Outcome) -> Phase:

@@ -130,6 +130,12 @@ def attempt_of(item: Object) -> int:
     return int(label) if label.isdecimal() else 0
 
 
+def index_of(pod: Object) -> int:
+    """Which pod of its attempt this is, from 0."""
+    label = str((pod["metadata"].get("labels") or {}).get("batch.kubernetes.io/job-completion-index", ""))
+    return int(label) if label.isdecimal() else 0
+
+
 def terminal(pod: Object) -> bool:
     """Whether no container of the pod runs or will ever run again."""
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")

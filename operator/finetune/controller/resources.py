@@ -29,13 +29,15 @@ FINETUNEJOBS = Resource(KIND, GROUP, VERSION, PLURAL)
 JOBS = Resource("Job", "batch", "v1", "jobs", JOB_LABEL)
 PODS = Resource("Pod", "", "v1", "pods", JOB_LABEL)
 CLAIMS = Resource("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims", JOB_LABEL)
+SERVICES = Resource("Service", "", "v1", "services")
 EVENTS = Resource("Event", "", "v1", "events")
 LEASES = Resource("Lease", "coordination.k8s.io", "v1", "leases")
 SECRETS = Resource("Secret", "", "v1", "secrets")
 TOKEN_REVIEWS = Resource("TokenReview", "authentication.k8s.io", "v1", "tokenreviews")
 
 WATCHED = (FINETUNEJOBS, JOBS, PODS, CLAIMS)
-BY_KIND = {resource.kind: resource for resource in WATCHED}
+BY_KIND = {resource.kind: resource for resource in (*WATCHED, SERVICES)}
+"""The kinds that are written; a Service is created with each attempt that needs one, and never looked at again."""
 
 
 def watched(operator: str) -> tuple[Resource, ...]:

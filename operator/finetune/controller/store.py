@@ -62,7 +62,11 @@ class Store:
         self._warnings: OrderedDict[str, Warned] = OrderedDict()
 
     def feed(self, item: Object) -> Key | None:
-        """Take in an object as some answer or event showed it; the job it concerns, None when it was no news."""
+        """Take in an object as some answer or event showed it; the job it concerns, None when it was no news.
+
+        Kinds that no decision looks at are not kept."""
+        if item["kind"] != KIND and item["kind"] not in _PARTS:
+            return None
         metadata = item["metadata"]
         key = (str(item["kind"]), str(metadata["namespace"]), str(metadata["name"]))
         known = self._objects.get(key)

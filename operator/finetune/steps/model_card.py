@@ -72,14 +72,16 @@ def _dataset(dataset: Dataset, found: dict[str, Any]) -> dict[str, Any]:
 def write_card(folder: Path, document: dict[str, Any]) -> None:
     """README.md, report.html, provenance.json and loss.png into the folder of the model."""
     (folder / PROVENANCE).write_text(json.dumps(document, indent=1, ensure_ascii=False, default=str) + "\n")
-    draw_curve(document["training"]["history"], folder / CURVE, document["job"]["name"])
-    write_report(folder, document)
+    if document["training"]["history"]:  # a trainer of the user's own leaves none
+        draw_curve(document["training"]["history"], folder / CURVE, document["job"]["name"])
+        write_report(folder, document)
     (folder / "README.md").write_text(card(document), encoding="utf-8")
 
 
 def card(document: dict[str, Any]) -> str:
     """The model card: front matter for a hub, then what a reader wants to know."""
     base, training, data, job = (document[key] for key in ("base", "training", "dataset", "job"))
+    more = f"More of it, attempt by attempt, on the [report page]({REPORT})."
     hub_name = base["uri"].removeprefix("hf://") if base["uri"].startswith("hf://") else None
     library = "peft" if document["format"] == OutputFormat.ADAPTER else "transformers"
     front = [f"library_name: {library}", "pipeline_tag: text-generation", "tags: [finetune-operator]"]
@@ -113,10 +115,7 @@ def card(document: dict[str, Any]) -> str:
         "",
         "## Training",
         "",
-        f"![loss]({CURVE})",
-        "",
-        f"More of it, attempt by attempt, on the [report page]({REPORT}).",
-        "",
+        *([f"![loss]({CURVE})", "", more, ""] if training["history"] else []),
         *_table(*_metrics(training)),
         "",
         *_samples(training.get("samples") or []),
@@ -169,6 +168,9 @@ def _quoted(text: str) -> list[str]:
 
 
 def _metrics(training: dict[str, Any]) -> list[tuple[str, str]]:
+    if "trainer" in training:  # the user's own, which left no record that we could read
+        command = " ".join(training["command"] or ())
+        return [("trainer", f"`{training['trainer']}`"), *([("command", f"`{command[:200]}`")] if command else [])]
     history = training["history"]
     losses = [entry["loss"] for entry in history if "loss" in entry]
     held_out = [entry["validationLoss"] for entry in history if "validationLoss" in entry]

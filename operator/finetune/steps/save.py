@@ -15,6 +15,7 @@ from typing import Any
 
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
 from finetune.api.spec import OutputFormat
+from finetune.steps.adopt import adopt
 from finetune.steps.base import base_model
 from finetune.steps.disk import require_space
 from finetune.steps.failure import StepFailure
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 def run(job: StepJob, layout: Layout) -> StepReport:
     """Publish `trained/` to spec.output, or to `output/` in the workspace."""
+    if container := job.spec.training.container:
+        adopt(job, layout, container)
     training = published(layout.trained)
     if training is None:
         raise StepFailure(

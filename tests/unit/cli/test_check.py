@@ -9,7 +9,7 @@ from finetune.cli.check import InvalidJob, checked
 from tests.integration.bad_specs import BAD, GOOD, merged
 
 ROOT = Path(__file__).parents[3]
-EXAMPLES = [path for path in sorted((ROOT / "manifests/examples").glob("*.yaml")) if path.stem != "claims"]
+EXAMPLES = [path for path in sorted((ROOT / "manifests/examples").rglob("*.yaml")) if path.stem != "claims"]
 RULES = (ROOT / "manifests/crd.yaml").read_text()
 
 
@@ -75,9 +75,9 @@ def test_text_is_no_number_as_for_the_api_server(tmp_path):
 
 
 def test_what_nothing_acts_on_yet_is_refused_with_its_remedy(tmp_path):
-    (problem,) = problems(tmp_path, merged(GOOD, {"spec": {"training": {"method": "LoRA"}}}))
-    assert problem.field == "spec.training.method"
-    assert problem.message == "LoRA is not implemented yet; use Full"
+    (problem,) = problems(tmp_path, merged(GOOD, {"spec": {"training": {"parallelism": "DeepSpeedZeRO"}}}))
+    assert problem.field == "spec.training.parallelism"
+    assert problem.message == "DeepSpeedZeRO is not implemented yet; use FSDP, which splits the model likewise"
 
 
 def test_another_version_is_named(tmp_path):

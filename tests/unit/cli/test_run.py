@@ -210,3 +210,17 @@ def test_render_writes_every_default_as_a_job_that_renders_the_same(finetune):
 def test_a_missing_file_is_one_sentence(finetune):
     code, output = finetune("render", "absent.yaml")
     assert (code, output) == (66, "error: absent.yaml does not exist\n")
+
+
+def test_a_trainer_of_your_own_is_for_a_cluster(finetune):
+    job = JOB.replace("{epochs: 1}", "{epochs: 1, container: {image: mine}}")
+    code, output = finetune("run", "job.yaml", job=job)
+    assert code == 78
+    assert "spec.training.container is another trainer" in output
+
+
+def test_several_pods_become_one_machine_with_the_same_batch(finetune):
+    job = JOB.replace("{epochs: 1}", "{epochs: 1, nodes: 2}") + "  workspace: {accessModes: [ReadWriteMany]}\n"
+    code, output = finetune("run", "job.yaml", job=job)
+    assert code == 0, output
+    assert "the job asks for 2 training pods" in output

@@ -229,3 +229,91 @@ def test_the_workspace_is_what_the_spec_says():
         "resources": {"requests": {"storage": "5Gi"}},
         "storageClassName": "fast",
     }
+
+
+def several(nodes: int = 2, **training) -> FineTuneJob:
+    workspace = {"accessModes": ["ReadWriteMany"]}
+    return FineTuneJob().training(nodes=nodes, batchSize=nodes, **training).with_spec(workspace=workspace)
+
+
+def test_several_pods_are_one_indexed_job_and_meet_at_the_first():
+    job = train.manifest(observed(several(3)), SETTINGS, 2)
+    assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (3, 3)
+    assert job["spec"]["completionMode"] == "Indexed"
+    spec = job["spec"]["template"]["spec"]
+    service = train.service(observed(several(3)))
+    assert spec["subdomain"] == service["metadata"]["name"] == "tune-train"
+    variables = env(containers(spec)["train"])
+    assert variables["FINETUNE_NODES"] == "3"
+    assert variables["FINETUNE_RENDEZVOUS"] == "tune-train-2-0.tune-train:29400"
+
+
+def test_the_service_is_headless_owned_and_answers_for_pods_that_are_not_ready():
+    service = train.service(observed(several()))
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    (owner,) = service["metadata"]["ownerReferences"]
+    assert owner["uid"] == "job-1"
+    labels = train.manifest(observed(several()), SETTINGS, 1)["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+
+
+def test_a_single_pod_needs_no_service():
+    assert train.service(observed()) is None
+    assert "subdomain" not in pod_of(train)
+    assert "FINETUNE_RENDEZVOUS" not in env(containers(pod_of(train))["train"])
+
+
+def test_your_own_trainer_is_told_where_everything_is():
+    own = {
+        "image": "mine:1",
+        "command": ["python", "/scripts/train.py"],
+        "scripts": {"configMap": "mine"},
+        "env": [{"name": "EXTRA", "value": "1"}],
+    }
+    spec = pod_of(train, FineTuneJob().training(container=own))
+    container = containers(spec)["train"]
+    assert (container["image"], container["command"]) == ("mine:1", ["python", "/scripts/train.py"])
+    assert env(container) == {
+        "KUBEFLOW_TRAINER_SERVER_URL": SETTINGS.progress_url,
+        "KUBEFLOW_TRAINER_SERVER_CA_CERT": "/etc/finetune/progress-ca.crt",
+        "KUBEFLOW_TRAINER_SERVER_TOKEN": "/var/run/finetune/token",
+        "FINETUNE_DEVICES": "1",
+        "FINETUNE_JOB": "/etc/finetune/job.json",
+        "FINETUNE_WORKSPACE": "/workspace",
+        "FINETUNE_MODEL": "/workspace/prepared",
+        "FINETUNE_DATASET": "/workspace/dataset/train",
+        "FINETUNE_CHECKPOINTS": "/workspace/checkpoints",
+        "FINETUNE_OUTPUT": "/workspace/trained",
+        "FINETUNE_REPORT": "/dev/termination-log",
+        "PET_NPROC_PER_NODE": "1",
+        "PET_NNODES": "1",
+        "EXTRA": "1",
+    }
+    assert mounts(container)["/scripts"] is True
+    (volume,) = [item for item in spec["volumes"] if item["name"] == "scripts"]
+    assert volume["configMap"] == {"name": "mine"}
+
+
+def test_your_own_trainer_runs_under_the_same_profile_without_credentials():
+    job = FineTuneJob().training(container={"image": "mine:1"}).with_spec(credentials=[{"secretName": "token"}])
+    container = containers(pod_of(train, job))["train"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert "command" not in container
+    assert "envFrom" not in container
+
+
+def test_without_an_image_your_command_runs_in_the_operators_training_image():
+    container = containers(pod_of(train, FineTuneJob().training(container={"command": ["python", "-c", "1"]})))["train"]
+    assert container["image"] == SETTINGS.train_image
+
+
+def test_torchrun_in_your_own_image_spans_all_pods_without_an_argument():
+    own = {"image": "mine:1", "command": ["torchrun", "train.py"]}
+    job = several(2, container=own, resources={"limits": {"nvidia.com/gpu": "2"}})
+    variables = {item["name"]: item for item in containers(pod_of(train, job))["train"]["env"]}
+    assert variables["PET_NPROC_PER_NODE"]["value"] == variables["PET_NNODES"]["value"] == "2"
+    assert variables["PET_MASTER_ADDR"]["value"] == "tune-train-1-0.tune-train"
+    assert variables["PET_MASTER_PORT"]["value"] == "29400"
+    path = variables["PET_NODE_RANK"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert path == "metadata.labels['batch.kubernetes.io/job-completion-index']"

@@ -186,3 +186,62 @@ def test_torch_is_not_needed(workshop: Workshop) -> None:
     done = workshop.run_without_torch("save", job(workshop))
     assert done.returncode == 0, done.stderr
     assert (place(workshop) / "loss.png").exists()
+
+
+# --- a trainer of the user's own
+
+OWN = {"maxSteps": 3, "container": {"image": "mine:1", "command": ["python", "/scripts/train.py"]}}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Workshop:
+    """A workspace whose training was somebody else's: weights and configuration, nothing of ours."""
+    workshop = Workshop.at(tmp_path)
+    (workshop.layout.claims / "models").mkdir()
+    workshop.layout.trained.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(workshop.layout.model / name, workshop.layout.trained / name)
+    return workshop
+
+
+def test_what_your_own_trainer_left_is_completed_from_the_base_and_published(own: Workshop) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    job = own.job(output={"uri": "pvc://models/own"}, training=OWN)
+    result = save(own, job)
+    folder = own.layout.claims / "models/own"
+    assert result["sizeBytes"] > 0
+    assert (folder / "chat_template.jinja").read_bytes() == (own.layout.model / "chat_template.jinja").read_bytes()
+    assert "mine:1" in (folder / "README.md").read_text()
+    assert not (folder / "loss.png").exists()
+    AutoModelForCausalLM.from_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder)
+    assert save(own, job)["reused"] is True
+
+
+def test_a_tokenizer_that_your_own_trainer_wrote_is_kept(own: Workshop) -> None:
+    (own.layout.trained / "tokenizer_config.json").write_text('{"mine": true}')
+    save(own, own.job(output={"uri": "pvc://models/own"}, training=OWN))
+    assert (own.layout.claims / "models/own/tokenizer_config.json").read_text() == '{"mine": true}'
+
+
+@pytest.mark.parametrize(
+    ("left", "says", "hint"),
+    [
+        ((), "no config.json and *.safetensors", "trainer.save_model"),
+        (("config.json",), "no config.json and *.safetensors", "trainer.save_model"),
+        (("adapter_config.json", "adapter_model.safetensors"), "an adapter only", "merge_and_unload"),
+    ],
+)
+def test_a_trainer_that_left_no_model_is_told_where_it_belongs(
+    own: Workshop, left: tuple[str, ...], says: str, hint: str
+) -> None:
+    shutil.rmtree(own.layout.trained)
+    own.layout.trained.mkdir()
+    for name in left:
+        (own.layout.trained / name).write_text("{}")
+    with pytest.raises(StepFailure) as failure:
+        run(own.job(training=OWN), own.layout)
+    assert (failure.value.code, failure.value.error.reason) == (ExitCode.BAD_DATA, "NoModel")
+    assert says in failure.value.error.message
+    assert hint in failure.value.error.hint

@@ -81,7 +81,8 @@ class Workspace(Model):
     storage_class_name: Name | None = Field(None, description="Its storage class; the cluster's default when absent.")
     access_modes: list[AccessMode] = Field(
         default=[AccessMode.READ_WRITE_ONCE],
-        description="Its access modes. Several training nodes need ReadWriteMany.",
+        description="Its access modes. Several training pods (training.nodes) need ReadWriteMany, on a storage class "
+        "that really shares: a volume of one node only keeps all pods on that node.",
         min_length=1,
         max_length=3,
         json_schema_extra={"x-kubernetes-list-type": "set"},

@@ -26,8 +26,13 @@ class Method(StrEnum):
 class Parallelism(StrEnum):
     AUTO = "Auto"
     DDP = "DDP"
+    """Each device holds the whole model and sees its part of every batch."""
+
     FSDP = "FSDP"
+    """Weights, gradients and optimizer states are split among the devices (FSDP2)."""
+
     DEEPSPEED_ZERO = "DeepSpeedZeRO"
+    """As FSDP, by DeepSpeed's ZeRO."""
 
 
 class Schedule(StrEnum):
@@ -166,15 +171,36 @@ class EnvVar(Model):
     value: str = Field("", description="Its value.", max_length=4096)
 
 
-class TrainerContainer(Model):
-    """Bring your own trainer: an image that keeps the step contract (docs/architecture.md)."""
+class Scripts(Model):
+    """Files of yours for the trainer's container."""
 
-    image: str = Field(
-        description="The image to run instead of the operator's training image.", min_length=1, max_length=512
+    config_map: Name = Field(
+        description="A ConfigMap of this namespace; each key is a read-only file of that name in /scripts."
+    )
+
+
+class TrainerContainer(Model):
+    """Bring your own trainer: a command that keeps the contract of docs/bring-your-own-trainer.md."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "has(self.image) || has(self.command)",
+                "training.container needs an image, or a command for the operator's own training image",
+            )
+        )
+    )
+
+    image: str | None = Field(
+        None,
+        description="The image to run; the operator's training image (torch, transformers, trl, peft) when absent.",
+        min_length=1,
+        max_length=512,
     )
     command: list[Annotated[str, Field(max_length=4096)]] | None = Field(
         None, description="Its command; the image's own when absent.", min_length=1, max_length=64
     )
+    scripts: Scripts | None = Field(None, description="Files of yours that the command finds in /scripts.")
     env: list[EnvVar] | None = Field(
         None, description="Further environment variables.", max_length=64, json_schema_extra=keyed_by("name")
     )
@@ -235,6 +261,10 @@ class Training(Model):
                 "self.objective != 'Preference' || self.parallelism == 'Auto' || self.parallelism == 'DDP'",
                 "objective Preference measures the whole model before training: use parallelism Auto or DDP",
             ),
+            (
+                "!has(self.container) || self.parallelism == 'Auto'",
+                "training.parallelism is our own trainer's: with training.container the command decides, so remove it",
+            ),
         )
     )
 
@@ -280,8 +310,14 @@ class Training(Model):
     embedding_warmup: EmbeddingWarmup | None = Field(
         None, description="First only the new rows learn, all else frozen; its steps come before those of training."
     )
-    parallelism: Parallelism = Field(Parallelism.AUTO, description="How several devices share the work.")
-    nodes: int = Field(1, description="Training pods, each with `resources`.", ge=1, le=512)
+    parallelism: Parallelism = Field(
+        Parallelism.AUTO,
+        description="How several devices share the work: DDP (Auto too) copies the model to each, FSDP and "
+        "DeepSpeedZeRO split it among them, for models that one device cannot hold.",
+    )
+    nodes: int = Field(
+        1, description="Training pods that train one model together, each with `resources`.", ge=1, le=512
+    )
     resources: Resources = Field(
         default_factory=Resources, description="Resources of each training pod.", json_schema_extra={"default": {}}
     )
@@ -300,7 +336,12 @@ class Training(Model):
     samples: Samples | None = Field(
         None, description="Prompts to answer before and after training, for the report and the model card."
     )
-    container: TrainerContainer | None = Field(None, description="Your own trainer image instead of ours.")
+    container: TrainerContainer | None = Field(None, description="Your own trainer instead of ours.")
     termination_grace_period_seconds: int = Field(
         300, description="Time for the last checkpoint when the pod is asked to go.", ge=1, le=86_400
     )
+
+    @property
+    def devices(self) -> int:
+        """Training processes of a pod: one for each GPU, one without any."""
+        return int((self.resources.limits or {}).get("nvidia.com/gpu", "1"))

@@ -1,7 +1,8 @@
 """How one attempt of a stage goes: read from its Job and pods, and from the reports that the steps left.
 
 An attempt is over only when its Job says so and all its pods are terminal or gone: until then another one could train
-beside it. The one shortcut: a pod that succeeded has done the work, whatever the Job controller still has to write.
+beside it. The one shortcut: when all its pods succeeded the work is done, whatever the Job controller still has to
+write. Of several pods one that fails ends the attempt for all; what it failed of is why the attempt failed.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from enum import StrEnum
 from typing import Any
 
 from finetune.api.conditions import shortened
-from finetune.api.contract import CONTAINERS, NEVER_RETRIED, ExitCode, Step, StepError, StepReport
+from finetune.api.contract import CONTAINERS, NEVER_RETRIED, PEER_LOST, ExitCode, Step, StepError, StepReport
 from finetune.api.status import Attempt, AttemptOutcome
-from finetune.controller.observed import Object, Observed, condition_of, moment, terminal
+from finetune.controller.observed import Object, Observed, condition_of, index_of, moment, terminal
 from finetune.controller.stages import pod as shared
 from finetune.controller.stages.waits import waits_for
 
@@ -61,45 +62,107 @@ class Outcome:
 
 
 def judge(
-    observed: Observed, stage: str, steps: tuple[Step, ...], child: Object | None, number: int, pods: tuple[Object, ...]
+    observed: Observed,
+    stage: str,
+    steps: tuple[Step, ...],
+    child: Object | None,
+    number: int,
+    pods: tuple[Object, ...],
+    expected: int = 1,
 ) -> Outcome:
-    """The outcome of an attempt; `child` is None when its Job is gone, although a pod of it was seen once."""
-    pod = max(pods, key=lambda item: (not terminal(item), str(item["metadata"]["creationTimestamp"])), default=None)
-    states = tuple(_step_state(step, pod) for step in steps)
-    live = any(not terminal(item) for item in pods)
+    """The outcome of an attempt of `expected` pods; `child` is None when its Job is gone, although a pod of it was
+    seen once."""
+    live = tuple(item for item in pods if not terminal(item))
+    well = tuple(item for item in pods if (item.get("status") or {}).get("phase") == "Succeeded")
+    complete = child is not None and _job_condition(child, "Complete", "SuccessCriteriaMet") is not None
+    failure = _job_condition(child, "Failed", "FailureTarget") if child is not None else None
+    if complete or len({index_of(item) for item in well}) == expected:
+        shown = _foremost(well)
+        outcome = _seen(stage, steps, child, number, pods, shown)
+        done = tuple(replace(state, state=State.DONE) for state in outcome.steps)
+        attempt = _ended(outcome.attempt, AttemptOutcome.SUCCEEDED, shown)
+        return replace(outcome, over=not live, succeeded=True, steps=done, attempt=attempt)
+    if live or (child is not None and failure is None):
+        outcome = _seen(stage, steps, child, number, pods, _foremost(live or pods))
+        return replace(outcome, waits_for=_waits_for(observed, child, pods, live, expected))
+    culprit = _culprit(pods, failure)
+    return _failed(_seen(stage, steps, child, number, pods, culprit), child, failure, culprit)
+
+
+def _seen(
+    stage: str,
+    steps: tuple[Step, ...],
+    child: Object | None,
+    number: int,
+    pods: tuple[Object, ...],
+    shown: Object | None,
+) -> Outcome:
+    """What there is to see, on the one pod that is shown for all."""
     attempt = Attempt(
         stage=stage,
         number=number,
         outcome=AttemptOutcome.RUNNING,
         start_time=moment(child["metadata"]["creationTimestamp"]) if child else None,
-        pod=pod["metadata"]["name"] if pod else None,
-        node=(pod.get("spec") or {}).get("nodeName") if pod else None,
-        **_checkpoints(states),
+        pod=shown["metadata"]["name"] if shown else None,
+        node=(shown.get("spec") or {}).get("nodeName") if shown else None,
+        **_checkpoints(pods),
     )
-    outcome = Outcome(
-        over=False, succeeded=False, attempt=attempt, steps=states, started=child is None or _ran(pod), live=live
+    return Outcome(
+        over=False,
+        succeeded=False,
+        attempt=attempt,
+        steps=tuple(_step_state(step, shown) for step in steps),
+        started=child is None or any(map(_ran, pods)),
+        live=any(not terminal(item) for item in pods),
     )
-    succeeded = any((item.get("status") or {}).get("phase") == "Succeeded" for item in pods)
-    if succeeded or (child is not None and _job_condition(child, "Complete", "SuccessCriteriaMet")):
-        done = tuple(replace(state, state=State.DONE) for state in states)
-        return replace(
-            outcome, over=not live, succeeded=True, steps=done, attempt=_ended(attempt, AttemptOutcome.SUCCEEDED, pod)
-        )
-    failure = _job_condition(child, "Failed", "FailureTarget") if child is not None else None
-    if live or (child is not None and failure is None):
-        return replace(outcome, waits_for=_waits_for(observed, child, pod))
-    return _failed(outcome, child, failure, pod)
 
 
-def _ran(pod: Object | None) -> bool:
-    return pod is not None and (bool((pod.get("spec") or {}).get("nodeName")) or bool(container_statuses(pod)))
+def _foremost(pods: Iterable[Object]) -> Object | None:
+    """The newest of the lowest index: rank 0 speaks for all while nothing is wrong."""
+    newest = sorted(pods, key=lambda item: str(item["metadata"]["creationTimestamp"]), reverse=True)
+    return min(newest, key=index_of, default=None)
 
 
-def _waits_for(observed: Observed, child: Object | None, pod: Object | None) -> str:
-    if pod is not None and not terminal(pod):
-        return waits_for(observed, pod)
-    if pod is None and child is not None and (warned := observed.warning(child, "Job")):
-        return f"the pod cannot be created: {warned.reason}: {warned.message}"
+def _culprit(pods: tuple[Object, ...], failure: Object | None) -> Object | None:
+    """The pod that failed first: the others fell with it. None when it is gone and only the Job's verdict is left."""
+    said = str((failure or {}).get("message", ""))
+    named = re.search(r"[Pp]od [^/\s]+/(\S+) ", said)
+    if named and named[1] not in (item["metadata"]["name"] for item in pods):
+        return None
+    return min(_unsuccessful(pods), key=_first_sign, default=None)
+
+
+def _unsuccessful(pods: Iterable[Object]) -> list[Object]:
+    return [item for item in pods if (item.get("status") or {}).get("phase") != "Succeeded"]
+
+
+def _first_sign(pod: Object) -> tuple[bool, str, int]:
+    """When a pod first showed that it would fail; those that say themselves that they fell with another come last.
+    Within one second: who was told to go comes before who found something wrong, and both before who was stopped."""
+    ended = [item for item in _terminations(pod) if item.get("exitCode")]
+    times = [str(item.get("finishedAt", "")) for item in ended]
+    if disrupted := condition_of(pod, "DisruptionTarget"):
+        return False, min([str(disrupted.get("lastTransitionTime", "")), *times]), 0
+    report = StepReport.from_json(str(ended[0].get("message", ""))) if ended else None
+    fell = bool(report and report.error and report.error.reason == PEER_LOST)
+    late = {int(ExitCode.PREEMPTED): 2, int(ExitCode.UNAVAILABLE): 3}
+    return fell, min(times, default="~"), late.get(int(ended[0]["exitCode"]), 1) if ended else 1
+
+
+def _ran(pod: Object) -> bool:
+    return bool((pod.get("spec") or {}).get("nodeName")) or bool(container_statuses(pod))
+
+
+def _waits_for(
+    observed: Observed, child: Object | None, pods: tuple[Object, ...], live: tuple[Object, ...], expected: int
+) -> str:
+    """The sentence of the first pod that waits; or why there are fewer than there should be."""
+    for item in sorted(live, key=index_of):
+        if waits := waits_for(observed, item):
+            return waits if expected == 1 else f"pod {index_of(item)} of {expected}: {waits}"
+    if len(pods) < expected and child is not None and (warned := observed.warning(child, "Job")):
+        which = "the pod" if expected == 1 else f"a pod (there are {len(pods)} of {expected})"
+        return f"{which} cannot be created: {warned.reason}: {warned.message}"
     return ""
 
 
@@ -169,16 +232,16 @@ def _end_of(pod: Object | None) -> datetime | None:
     return moment(max(ends)) if ends else None
 
 
-def _checkpoints(states: Iterable[StepState]) -> dict[str, int | None]:
-    report = next((state.report for state in states if state.step == Step.TRAIN and state.report), None)
-    if report is None:
-        return {}
-    step: int | None = None
-    checkpoint = (report.result or {}).get("checkpoint")
-    if isinstance(checkpoint, dict) and isinstance(checkpoint.get("step"), int):
-        step = max(0, checkpoint["step"])
-    resumed = report.resumed_from_step
-    return {"resumed_from_step": None if resumed is None else max(0, resumed), "checkpoint_step": step}
+def _checkpoints(pods: Iterable[Object]) -> dict[str, int | None]:
+    """Where the attempt went on from and where it got to, by the report of whichever pod knows most."""
+    reports = [state.report for pod in pods if (state := _step_state(Step.TRAIN, pod)).report]
+    resumed = [report.resumed_from_step for report in reports if report and report.resumed_from_step is not None]
+    found = [(report.result or {}).get("checkpoint") for report in reports if report]
+    steps = [item["step"] for item in found if isinstance(item, dict) and isinstance(item.get("step"), int)]
+    return {
+        "resumed_from_step": max(0, *resumed) if resumed else None,
+        "checkpoint_step": max(0, *steps) if steps else None,
+    }
 
 
 def _step_state(step: Step, pod: Object | None) -> StepState:

@@ -106,9 +106,10 @@ def step_job(observed: Observed, attempt: int) -> str:
 
 
 def job_manifest(
-    observed: Observed, settings: PodSettings, stage: str, attempt: int, pod: dict[str, Any], *, indexed: bool = False
+    observed: Observed, settings: PodSettings, stage: str, attempt: int, pod: dict[str, Any], *, pods: int | None = None
 ) -> dict[str, Any]:
-    """One attempt of a stage: a Job that never retries by itself, around the pod spec."""
+    """One attempt of a stage: a Job that never retries by itself, around the pod spec. With `pods` it has so many,
+    each with an index."""
     annotations = {JOB_ANNOTATION: step_job(observed, attempt)}
     if settings.progress_ca:
         annotations[CA_ANNOTATION] = settings.progress_ca
@@ -123,9 +124,9 @@ def job_manifest(
         },
         "spec": {
             "backoffLimit": 0,
-            "completions": 1,
-            "parallelism": 1,
-            "completionMode": "Indexed" if indexed else "NonIndexed",
+            "completions": pods or 1,
+            "parallelism": pods or 1,
+            "completionMode": "Indexed" if pods else "NonIndexed",
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": FAILURE_POLICY,
             "template": {
@@ -269,7 +270,7 @@ def hub_environment(settings: PodSettings) -> dict[str, str]:
 
 def devices_of(spec: FineTuneJobSpec) -> int:
     """Training processes of a pod: one for each GPU, one without any."""
-    return int((spec.training.resources.limits or {}).get("nvidia.com/gpu", "1"))
+    return spec.training.devices
 
 
 def _environment(settings: PodSettings) -> dict[str, str]:

@@ -28,6 +28,8 @@ def facts(plan: Plan) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "cuda": torch.version.cuda if cuda else None,
         "worldSize": plan.devices,
+        "nodes": plan.nodes,
+        "parallelism": plan.training.parallelism.value,
         "microBatchSize": plan.training.micro_batch_size,
         "gradientCheckpointing": plan.training.gradient_checkpointing.value,
         "threads": torch.get_num_threads(),

@@ -32,6 +32,7 @@ from finetune.steps.train.plan import Plan
 from finetune.steps.train.preference import PairCollator, Pairs, PreferenceTrainer, Reference
 from finetune.steps.train.result import base_dtype, summary, write_beside_weights, write_record
 from finetune.steps.train.samples import answers, answers_before, as_chat, chances
+from finetune.steps.train.sharing import sharing_of
 from finetune.steps.train.stop import StopRequest
 from finetune.steps.train.trainer import ResumableTrainer
 
@@ -85,9 +86,10 @@ class Loop:
                 self._run = self._trained(phase).progress()
                 self._checkpoint = self._checkpoints.latest()
         trainer = self._trained(self._plan.phases[-1])
+        model = trainer.whole_model()
         if not trainer.args.should_save:
             return None
-        return publish(self._layout.trained, self._plan.inputs, lambda folder: self._save(trainer, folder))
+        return publish(self._layout.trained, self._plan.inputs, lambda folder: self._save(trainer, model, folder))
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         then, former = checkpoint.facts, checkpoint.run
@@ -139,7 +141,10 @@ class Loop:
         main = phase.name == PhaseName.TRAINING
         names = ("train", "validation") if plan.validation_examples else ("train",)
         parts = {name: Examples(self._layout.dataset / name) for name in names}
-        model = model_of(plan, phase, self._checkpoint)
+        arguments = self._arguments(phase, state)
+        log.info("training on %s", arguments.device)  # asking for it has the ranks find each other
+        sharing = sharing_of(training.parallelism, plan.devices)
+        model = model_of(plan, phase, self._checkpoint, sharing.loading())
         collator = Collator(_pad(model.config), multiple=8 if self._cuda else 1)
         if main and phase.first:
             assert self._checkpoint is not None
@@ -151,6 +156,7 @@ class Loop:
             "phase": phase,
             "total": plan.steps,
             "checkpoints": self._checkpoints,
+            "sharing": sharing,
             "stop": self._stop,
             "facts": self._facts,
             "run": self._run,
@@ -159,7 +165,7 @@ class Loop:
             "pieces": [self._warmup] if self._warmup else [],
             "reseed": self._reseed,
             "model": model,
-            "args": self._arguments(phase, state),
+            "args": arguments,
         }
         if training.objective == Objective.PREFERENCE:
             trainer = _preference_trainer(training.preference, parts, collator, inside, options)
@@ -211,6 +217,7 @@ class Loop:
             data_seed=training.seed,
             train_sampling_strategy="sequential" if plan.ordered else "random",
             save_strategy="steps",
+            save_only_model=True,  # the trainer's word for "I save what there is myself", as ours does
             save_steps=training.checkpoint.every_steps,
             eval_strategy="steps" if every else "no",
             eval_steps=every or NEVER,
@@ -243,8 +250,8 @@ class Loop:
             result={"steps": newest.step, "checkpoint": newest.status()},
         )
 
-    def _save(self, trainer: ResumableTrainer, folder: Path) -> dict[str, Any]:
-        model, run = trainer.accelerator.unwrap_model(trainer.model), trainer.progress()
+    def _save(self, trainer: ResumableTrainer, model: Any, folder: Path) -> dict[str, Any]:
+        run = trainer.progress()
         newest = self._checkpoints.latest()
         attempts = Attempts(self._checkpoints.folder, self._plan.inputs)
         result = summary(trainer.state, trainer.phase, run, attempts.warnings())
@@ -279,7 +286,7 @@ class Loop:
         plan = self._plan
 
         def untrained() -> Any:
-            if self._checkpoint is None:
+            if self._checkpoint is None and not trainer.sharing.together:
                 return trainer.model
             return loaded(plan.model).to(trainer.args.device)
 

@@ -8,7 +8,7 @@ embedding's warm-up, as rows that replace those of the frozen matrix, so that no
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,14 @@ ALL_LINEAR = "all-linear"
 log = logging.getLogger(__name__)
 
 
-def model_of(plan: Plan, phase: Phase, checkpoint: Checkpoint | None) -> Any:
+def model_of(plan: Plan, phase: Phase, checkpoint: Checkpoint | None, sharing: Mapping[str, Any]) -> Any:
     """The model at the beginning of the phase, or at a checkpoint inside it. `checkpoint` may also be the one that
-    ended the phase before."""
+    ended the phase before. `sharing` holds the options of loading that divide a whole model among devices."""
     inside = checkpoint is not None and checkpoint.step > phase.first
     if phase.name == PhaseName.TRAINING and plan.training.method == Method.FULL:
         if checkpoint is not None and inside:
-            return loaded(checkpoint.folder)
-        model = loaded(plan.model)
+            return loaded(checkpoint.folder, **sharing)
+        model = loaded(plan.model, **sharing)
         return model if checkpoint is None else _with_rows(model, checkpoint).requires_grad_(True)
     from peft import PeftModel, get_peft_model
 

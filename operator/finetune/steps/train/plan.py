@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.api.contract import DEVICES, ExitCode, Layout, StepJob
+from finetune.api.contract import DEVICES, NODES, ExitCode, Layout, StepJob
 from finetune.api.spec import Method, Schedule, Training
 from finetune.steps.base import base_model
 from finetune.steps.failure import StepFailure
@@ -45,6 +45,8 @@ class Plan:
     training: Training
     model: Path
     devices: int
+    """Training processes, over all pods."""
+
     examples: int
     """Rows to train on: where examples are packed, a row holds several."""
 
@@ -53,10 +55,13 @@ class Plan:
     """Whether the rows are trained on in their order, instead of one that is drawn anew for every epoch."""
 
     inputs: dict[str, Any]
-    """What the trained model depends on: model, data, training."""
+    """What the trained model depends on: model, data, training. Not on how many devices share the work."""
 
     new_rows: tuple[int, ...] = ()
     """The ids of the job's new tokens."""
+
+    nodes: int = 1
+    """Pods that share the work."""
 
     @classmethod
     def of(cls, job: StepJob, layout: Layout) -> Plan:
@@ -70,7 +75,8 @@ class Plan:
                     ExitCode.NO_INPUT, "StepMissing", f"{folder} is not there", f"Run `finetune-step {step}` first."
                 )
         assert data is not None
-        devices = int(os.environ.get(DEVICES) or (training.resources.limits or {}).get("nvidia.com/gpu") or 1)
+        nodes = int(os.environ.get(NODES) or 1)
+        devices = nodes * int(os.environ.get(DEVICES) or training.devices)
         if training.batch_size % (training.micro_batch_size * devices):
             raise StepFailure(
                 ExitCode.BAD_CONFIGURATION,
@@ -102,7 +108,13 @@ class Plan:
                 "training": training.model_dump(mode="json", by_alias=True, include=decisive, exclude_none=True),
             },
             new_rows=new_rows,
+            nodes=nodes,
         )
+
+    @property
+    def devices_here(self) -> int:
+        """Training processes of this pod."""
+        return self.devices // self.nodes
 
     @property
     def accumulation(self) -> int:

@@ -18,7 +18,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from finetune.api.contract import CLAIMS, DEVICES, JOB_FILE, WORKSPACE, ExitCode, Layout, Step, StepJob, StepReport
+from finetune.api.contract import (
+    CLAIMS,
+    DEVICES,
+    JOB_FILE,
+    NODES,
+    WORKSPACE,
+    ExitCode,
+    Layout,
+    Step,
+    StepJob,
+    StepReport,
+)
 from finetune.steps.failure import StepFailure
 from finetune.steps.staging import published
 from finetune.steps.stop import PREEMPTED
@@ -26,6 +37,7 @@ from finetune.steps.train.attempts import Attempts
 from finetune.steps.train.checkpoint import Checkpoint, Checkpoints
 from finetune.steps.train.environment import pinned
 from finetune.steps.train.outcome import Outcome, read_outcomes
+from finetune.steps.train.peers import Place, met
 from finetune.steps.train.plan import Plan
 from finetune.steps.train.stop import die_with_parent
 
@@ -40,23 +52,32 @@ def run(job: StepJob, layout: Layout) -> StepReport:
     if (done := published(layout.trained, plan.inputs)) is not None:
         return StepReport(step=Step.TRAIN, result={**done, "reused": True})
     checkpoints = Checkpoints(layout.checkpoints, job.spec.training.checkpoint.keep, plan.inputs)
-    if published(layout.trained) is not None:
-        checkpoints.forget_other_runs()
-    newest = checkpoints.newest()
-    resumed = newest.step if newest else 0
     attempts = Attempts(layout.checkpoints, plan.inputs)
-    attempts.begin(newest)
-    folder = layout.checkpoints / ".run"
+    place = Place.of()
+    newest = _newest(checkpoints, layout) if place.rank == 0 else None
+    agree = {"checkpoint": newest.step if newest else 0, "dataset": plan.inputs["data"]}
+    with met(place, f"{job.uid}/{job.attempt}", agree) as (peers, agreed):
+        if place.rank == 0:
+            attempts.begin(newest)
+        else:
+            newest = _as_agreed(checkpoints.latest(), agreed, plan)
+        resumed = newest.step if newest else 0
+        folder = layout.checkpoints / (f".run-{place.rank}" if place.nodes > 1 else ".run")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / "job.json").write_text(job.model_dump_json(by_alias=True, exclude_none=True))
+        with _workers(plan, place, folder, _environment(layout, folder, plan, newest)) as workers:
+            peers.watch(workers.abandon)
+            returned = workers.wait()
+        outcome = _outcome(returned, workers.stopped, read_outcomes(folder), checkpoints, plan.devices_here)
+        outcome = peers.why(outcome)
+        peers.farewell(outcome)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / "job.json").write_text(job.model_dump_json(by_alias=True, exclude_none=True))
-    with _workers(plan.devices, folder, _environment(layout, folder, plan, newest)) as workers:
-        returned = workers.wait()
-    outcome = _outcome(returned, workers.stopped, read_outcomes(folder), checkpoints, plan.devices)
-    shutil.rmtree(folder, ignore_errors=True)
-    attempts.end(*(("Succeeded",) if outcome.error is None else (outcome.error.reason, outcome.error.message)))
+    if place.rank == 0:
+        attempts.end(*(("Succeeded",) if outcome.error is None else (outcome.error.reason, outcome.error.message)))
     if outcome.error is None and outcome.code == ExitCode.OK:
-        return StepReport(step=Step.TRAIN, result=published(layout.trained, plan.inputs), resumed_from_step=resumed)
+        result = published(layout.trained, plan.inputs) if place.rank == 0 else None
+        return StepReport(step=Step.TRAIN, result=result, resumed_from_step=resumed)
     assert outcome.error is not None
     raise StepFailure(
         outcome.code,
@@ -66,6 +87,27 @@ def run(job: StepJob, layout: Layout) -> StepReport:
         result=outcome.result,
         resumed_from_step=resumed,
     )
+
+
+def _newest(checkpoints: Checkpoints, layout: Layout) -> Checkpoint | None:
+    """The checkpoint to go on from; removes what no run will go on from."""
+    if published(layout.trained) is not None:
+        checkpoints.forget_other_runs()
+    return checkpoints.newest()
+
+
+def _as_agreed(found: Checkpoint | None, agreed: dict[str, Any], plan: Plan) -> Checkpoint | None:
+    """What this pod finds in the workspace, if it is what the first pod found."""
+    step = found.step if found else 0
+    if (step, plan.inputs["data"]) != (agreed["checkpoint"], agreed["dataset"]):
+        raise StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "WorkspaceNotShared",
+            f"the training pods see different files in the workspace: the first one the checkpoint of step "
+            f"{agreed['checkpoint']}, this one that of step {step}",
+            "spec.workspace needs a volume that all nodes share (ReadWriteMany, for example NFS or CephFS).",
+        )
+    return found
 
 
 class _Workers:
@@ -80,6 +122,11 @@ class _Workers:
         """Their common exit code; negative for a signal."""
         return self._process.wait()
 
+    def abandon(self) -> None:
+        """End them at once: another pod is gone, and nothing that they still do will come to an end."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
     def stop(self, number: int, frame: FrameType | None) -> None:
         """A signal handler that passes the request on. torchrun itself would grant its workers 30 seconds only, so it
         is asked only before it has any."""
@@ -90,11 +137,11 @@ class _Workers:
 
 
 @contextlib.contextmanager
-def _workers(devices: int, folder: Path, environment: dict[str, str]) -> Iterator[_Workers]:
+def _workers(plan: Plan, place: Place, folder: Path, environment: dict[str, str]) -> Iterator[_Workers]:
     """Start one worker, or one for each device under torchrun, and pass on signals while they run."""
     command = [sys.executable, "-m"]
-    if devices > 1:
-        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={devices}", "-m"]
+    if plan.devices > 1:
+        command += ["torch.distributed.run", *_rendezvous(place), f"--nproc-per-node={plan.devices_here}", "-m"]
     # A request to stop that comes between the fork and the handlers must not be lost either.
     former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     signal.pthread_sigmask(signal.SIG_BLOCK, former)
@@ -105,7 +152,7 @@ def _workers(devices: int, folder: Path, environment: dict[str, str]) -> Iterato
             start_new_session=True,
             preexec_fn=_in_the_child,
         )
-        workers = _Workers(process, devices > 1)
+        workers = _Workers(process, plan.devices > 1)
         for number in former:
             signal.signal(number, workers.stop)
     finally:
@@ -120,6 +167,14 @@ def _workers(devices: int, folder: Path, environment: dict[str, str]) -> Iterato
             signal.signal(number, handler)
 
 
+def _rendezvous(place: Place) -> list[str]:
+    """torchrun's arguments for finding the other pods. They are known by name and index, so nothing is negotiated."""
+    if place.nodes == 1:
+        return ["--standalone"]
+    where = [f"--master-addr={place.host}", f"--master-port={place.port + 1}"]
+    return [f"--nnodes={place.nodes}", f"--node-rank={place.rank}", *where]
+
+
 def _in_the_child() -> None:
     die_with_parent()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
@@ -131,14 +186,15 @@ def _environment(layout: Layout, folder: Path, plan: Plan, newest: Checkpoint | 
         JOB_FILE: str(folder / "job.json"),
         WORKSPACE: str(layout.workspace),
         CLAIMS: str(layout.claims),
-        DEVICES: str(plan.devices),
+        DEVICES: str(plan.devices_here),
+        NODES: str(plan.nodes),
         "HF_HUB_OFFLINE": "1",
         "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",  # our callback reports; the stock one would report besides
         "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    return {**os.environ, **settings, **pinned(os.environ, recorded, plan.devices)}
+    return {**os.environ, **settings, **pinned(os.environ, recorded, plan.devices_here)}
 
 
 def _children(process: int) -> list[int]:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, set_seed
 
 from finetune.api.contract import ExitCode
@@ -29,8 +30,8 @@ from finetune.steps.train.average import WeightAverage
 from finetune.steps.train.checkpoint import Checkpoints
 from finetune.steps.train.culprits import Culprits, alone
 from finetune.steps.train.examples import tokens_in
-from finetune.steps.train.model import trained_weights, write_weights
 from finetune.steps.train.phase import Phase
+from finetune.steps.train.sharing import Copies
 from finetune.steps.train.snapshot import Snapshot, size_of
 from finetune.steps.train.stop import StopRequest
 from finetune.steps.train.writer import Writer
@@ -70,6 +71,7 @@ class ResumableTrainer(Trainer):
         phase: Phase,
         total: int,
         checkpoints: Checkpoints,
+        sharing: Copies,
         stop: StopRequest,
         facts: dict[str, Any],
         run: dict[str, Any],
@@ -84,7 +86,7 @@ class ResumableTrainer(Trainer):
         model as it was before training. `reseed` is for a resumption whose random states do not fit (another number of
         devices)."""
         self.phase, self.total = phase, total
-        self.checkpoints, self.stop = checkpoints, stop
+        self.checkpoints, self.sharing, self.stop = checkpoints, sharing, stop
         self.average = average
         self._pieces = [*pieces, *([average] if average else [])]
         self._facts, self._run, self._reseed = facts, run, reseed
@@ -122,8 +124,14 @@ class ResumableTrainer(Trainer):
         self._must_be_finite(loss, "loss", lambda: self._without_a_loss(inputs))
         return loss
 
+    def _prepare_for_training(self, *arguments: Any, **options: Any) -> Any:
+        prepared = super()._prepare_for_training(*arguments, **options)  # type: ignore[no-untyped-call]
+        self.sharing.verify(self.model_wrapped)
+        return prepared
+
     def _clip_grad_norm(self, model: Any) -> Any:
         norm: Any = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self._must_be_finite(norm, "norm of the gradient", lambda: self._batches[1])
         return norm
 
@@ -182,9 +190,11 @@ class ResumableTrainer(Trainer):
     def measured(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Of a batch: the sum of each measure, and the number that it is a sum over: learned tokens."""
         learned = (inputs["labels"][:, 1:] != IGNORED).sum().double()
-        if not learned:
-            return torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        return torch.stack((self.model(**inputs).loss.double() * learned, learned))
+        nothing = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        if not learned and not self.sharing.together:
+            return nothing
+        loss = self.model(**inputs).loss.double()
+        return torch.stack((loss * learned, learned)) if learned else nothing
 
     def _held_out(self) -> Iterator[dict[str, torch.Tensor]]:
         """This rank's batches, the same number on every rank."""
@@ -233,7 +243,7 @@ class ResumableTrainer(Trainer):
         if self._any(newest is not None and newest.step == step):
             return  # an evaluation was broken off after it was written; that changed nothing
         folder = self.checkpoints.folder / f"step-{step}.partial"
-        state = self._weights_and_moments() if main else {}
+        state = self._weights_and_moments()
         size = size_of(state)
         failure = None
         if main:
@@ -267,17 +277,20 @@ class ResumableTrainer(Trainer):
             self._any(False)  # nobody leaves before it is sealed
 
     def _weights_and_moments(self) -> dict[str, Any]:
-        """What is large in a checkpoint, as it lies in memory: the tensors of model, optimizer and further pieces."""
+        """What is large in a checkpoint, in whole tensors: as it lies in memory, or gathered from all ranks. Every rank
+        has to call this."""
+        model = self.accelerator.unwrap_model(self.model)
         return {
-            "weights": trained_weights(self.accelerator.unwrap_model(self.model)),
-            "moments": self.optimizer.state_dict(),
+            "weights": self.sharing.weights(model),
+            "moments": self.sharing.moments(model, self.optimizer),
             "pieces": [piece.state() for piece in self._pieces],
         }
 
     def _write(self, folder: Path, size: int, history: Any, run: dict[str, Any], state: dict[str, Any]) -> None:
         """Write what is not there yet and seal the checkpoint. Uses nothing that training changes."""
         with self.checkpoints.writing(folder, size):
-            write_weights(self.accelerator.unwrap_model(self.model), state["weights"], folder)
+            model = self.accelerator.unwrap_model(self.model)
+            self.sharing.write(model, self._base, state["weights"], folder)
             for piece, tensors in zip(self._pieces, state["pieces"], strict=True):
                 piece.write(tensors, folder)
             torch.save(state["moments"], folder / "optimizer.pt")
@@ -295,6 +308,10 @@ class ResumableTrainer(Trainer):
             in_words(needed), in_words(free),
         )  # fmt: skip
         return False
+
+    def whole_model(self) -> Any:
+        """The trained model in one piece; every rank has to call this, and only the first may use the result."""
+        return self.sharing.whole(self.accelerator.unwrap_model(self.model), self._base)
 
     def _any(self, flag: bool) -> bool:
         if self.args.world_size == 1:
@@ -325,6 +342,16 @@ class ResumableTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Nothing: the model was loaded from the checkpoint in the first place."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        moments, schedule = (
+            torch.load(Path(checkpoint, name), map_location="cpu", weights_only=True)
+            for name in ("optimizer.pt", "scheduler.pt")
+        )
+        self.sharing.give_back(self.accelerator.unwrap_model(self.model), self.optimizer, moments)
+        self.lr_scheduler.load_state_dict(schedule)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
