@@ -87,9 +87,9 @@ def test_gpus_that_no_node_has(namespace):
 
 
 def test_a_value_without_behaviour_names_its_field(namespace):
-    namespace.apply(tiny_job("bad", training=training(method="LoRA")))
+    namespace.apply(tiny_job("bad", training=training(parallelism="DeepSpeedZeRO")))
     job = namespace.until_phase("bad", "Failed")
     found = condition(job, "Failed")
     assert found["reason"] == "NotImplemented"
-    assert "spec.training.method" in found["message"]
+    assert "spec.training.parallelism" in found["message"]
     assert namespace.owned("bad") == []
