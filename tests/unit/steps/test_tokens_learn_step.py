@@ -13,14 +13,13 @@ from tokenizers import Tokenizer
 from finetune.api.contract import MAX_REPORT_BYTES, ExitCode
 from finetune.api.spec import LearnTokens
 from finetune.steps import reload
-from finetune.steps.failure import StepFailure
 from finetune.steps.staging import publish
-from finetune.steps.tokens import step
 from finetune.steps.tokens.checkpoint import read_checkpoint
 from finetune.steps.tokens.learn.job import moving
 from finetune.steps.tokens.record import read_record
 from tests.models import tiny
 from tests.poems import made as poems
+from tests.unit.steps.adding import refusal, result
 from tests.unit.steps.flow import Workshop
 from tests.unit.steps.jobs import layout, report_of
 from tests.unit.steps.vocabularies import ENGLISH, KINDS
@@ -45,20 +44,6 @@ def learn(size: int = 40, *, protect: str | None = None, minimum: int = 2, **tok
     if protect:
         lesson["protect"] = {"uri": f"pvc://corpus/{protect}"}
     return {"tokens": {"learn": lesson, "padToMultipleOf": 8, **tokens}}
-
-
-def result(workspace: Path, spec: dict[str, Any]) -> dict[str, Any]:
-    report = report_of(step, workspace, spec)
-    assert report.result is not None
-    return report.result
-
-
-def refusal(workspace: Path, spec: dict[str, Any]) -> StepFailure:
-    with pytest.raises(StepFailure) as caught:
-        report_of(step, workspace, spec)
-    assert not (workspace / "prepared").exists()
-    assert caught.value.error.hint
-    return caught.value
 
 
 def test_the_status_says_what_was_learned_and_what_it_brought(workspace: Path) -> None:

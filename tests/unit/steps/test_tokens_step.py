@@ -20,13 +20,13 @@ from tokenizers import Tokenizer, normalizers
 
 from finetune.api.contract import ExitCode
 from finetune.steps import memory
-from finetune.steps.failure import StepFailure
 from finetune.steps.staging import publish, published
 from finetune.steps.tokens import step
 from finetune.steps.tokens.initialise import Floats, decode, encode
 from finetune.steps.tokens.record import read_record
 from finetune.steps.tokens.safetensors_file import read_header
 from tests.models import tiny
+from tests.unit.steps.adding import refusal, result
 from tests.unit.steps.jobs import job_file, layout, outcome_of, report_of
 
 
@@ -42,20 +42,6 @@ def add(*tokens: str | dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 FROM = {"configMap": {"name": "terms", "key": "terms.txt"}}
-
-
-def result(workspace: Path, spec: dict[str, Any]) -> dict[str, Any]:
-    report = report_of(step, workspace, spec)
-    assert report.result is not None
-    return report.result
-
-
-def refusal(workspace: Path, spec: dict[str, Any]) -> StepFailure:
-    with pytest.raises(StepFailure) as caught:
-        report_of(step, workspace, spec)
-    assert not (workspace / "prepared").exists()
-    assert caught.value.error.hint
-    return caught.value
 
 
 def rows(workspace: Path, first: int, last: int) -> Floats:
