@@ -260,7 +260,7 @@ class Layout:
 
 def foreign_environment(spec: FineTuneJobSpec, layout: Layout) -> dict[str, str]:
     """What a trainer that is not ours finds in its environment: the paths of docs/bring-your-own-trainer.md."""
-    validation = {VALIDATION: str(layout.dataset / "validation")} if spec.dataset.validation.fraction else {}
+    validation = {VALIDATION: str(layout.dataset / "validation")} if spec.dataset.validates else {}
     return {
         JOB_FILE: str(layout.job_file),
         WORKSPACE: str(layout.workspace),

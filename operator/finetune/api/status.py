@@ -138,7 +138,9 @@ Counts = Annotated[dict[str, Annotated[int, Field(ge=0)]], Field(json_schema_ext
 class DatasetStatus(Model):
     """What the dataset turned out to be."""
 
-    sources: list[SourceStatus] | None = Field(None, description="The sources, in the spec's order.", max_length=32)
+    sources: list[SourceStatus] | None = Field(
+        None, description="The sources, in the spec's order; one of validation's own is last.", max_length=33
+    )
     examples: int = Field(0, description="Examples to train on.", ge=0)
     validation_examples: int = Field(0, description="Examples held out.", ge=0)
     packed_rows: int | None = Field(

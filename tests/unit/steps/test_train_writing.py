@@ -176,7 +176,7 @@ def test_a_loss_that_is_no_number_names_the_rows_it_comes_from(tmp_path: Path, m
     with pytest.raises(StepFailure) as failure:
         train(workshop)
     assert (failure.value.code, failure.value.error.reason) == (ExitCode.BAD_DATA, "LossNotFinite")
-    assert "in question: row 7 of dataset/train, counted from 0 ('7 plus one is" in failure.value.error.message
+    assert "in question: row 8 of train in pvc://data/rows.jsonl ('7 plus one is" in failure.value.error.message
 
 
 def test_prompts_are_answered_before_and_after_and_a_resumed_attempt_does_not_ask_again(

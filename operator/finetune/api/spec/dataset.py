@@ -177,6 +177,11 @@ class Dataset(Model):
         "conversations, whatever the objective.",
     )
 
+    @property
+    def validates(self) -> bool:
+        """Whether rows are held out."""
+        return self.validation.fraction > 0 or self.validation.source is not None
+
     def places(self) -> Iterator[tuple[str, DatasetSource]]:
         """Every source that rows are read from, with its field below `dataset`; the one to validate on is last."""
         for index, source in enumerate(self.sources):

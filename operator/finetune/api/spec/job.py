@@ -155,8 +155,10 @@ class FineTuneJobSpec(Model):
                 "training.embeddingWarmup trains new rows only: add tokens, or remove it",
             ),
             (
-                "!has(self.training.evaluateEverySteps) || self.dataset.validation.fraction > 0.0",
-                "training.evaluateEverySteps needs held-out rows: set dataset.validation.fraction, for example 0.1",
+                "!has(self.training.evaluateEverySteps) || self.dataset.validation.fraction > 0.0 || "
+                "has(self.dataset.validation.source)",
+                "training.evaluateEverySteps needs held-out rows: set dataset.validation.fraction, for example 0.1, or "
+                "dataset.validation.source",
             ),
             (
                 "self.training.objective != 'Preference' || (self.dataset.packing == 'Disabled' && "
@@ -165,13 +167,17 @@ class FineTuneJobSpec(Model):
             ),
             (
                 "self.training.objective != 'Preference' || (self.dataset.sources.all(s, !has(s.template) && "
-                "(!has(s.format) || s.format == 'Preference')))",
+                "(!has(s.format) || s.format == 'Preference')) && (!has(self.dataset.validation.source) || "
+                "(!has(self.dataset.validation.source.template) && (!has(self.dataset.validation.source.format) || "
+                "self.dataset.validation.source.format == 'Preference'))))",
                 "training.objective Preference reads the columns prompt, chosen and rejected: remove the template, and "
                 "any other format",
             ),
             (
-                "self.training.objective == 'Preference' || "
-                "self.dataset.sources.all(s, !has(s.format) || s.format != 'Preference')",
+                "self.training.objective == 'Preference' || ("
+                "self.dataset.sources.all(s, !has(s.format) || s.format != 'Preference') && "
+                "(!has(self.dataset.validation.source) || !has(self.dataset.validation.source.format) || "
+                "self.dataset.validation.source.format != 'Preference'))",
                 "format Preference goes with training.objective Preference",
             ),
             (

@@ -268,11 +268,6 @@ def hub_environment(settings: PodSettings) -> dict[str, str]:
     return {"HF_ENDPOINT": settings.hf_endpoint} if settings.hf_endpoint else {}
 
 
-def devices_of(spec: FineTuneJobSpec) -> int:
-    """Training processes of a pod: one for each GPU, one without any."""
-    return spec.training.devices
-
-
 def _environment(settings: PodSettings) -> dict[str, str]:
     """What differs from job to job or from cluster to cluster; the rest is set in the images.
 

@@ -189,7 +189,7 @@ class _Loading:
         ingredients, validation = _divided(sources, encoded, spec.dataset.max_length, self._together)
         order = mixed(ingredients, spec.dataset.buckets, spec.training.seed)
         hasher = hashlib.sha256()
-        parts = {"train": order} | ({"validation": [validation]} if self._validates else {})
+        parts = {"train": order} | ({"validation": [validation]} if spec.dataset.validates else {})
         written: dict[str, Any] = {}
         packing = spec.dataset.packing == Switch.ENABLED
         from finetune.steps.dataset.write import DatasetWriter, joined, paired, unpacked
@@ -234,11 +234,6 @@ class _Loading:
     def _together(self) -> int:
         """How many examples a row gives that belong together."""
         return 2 if self._in_pairs else 1
-
-    @property
-    def _validates(self) -> bool:
-        validation = self.job.spec.dataset.validation
-        return bool(validation.fraction or validation.source)
 
 
 def _divided(

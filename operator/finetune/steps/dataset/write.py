@@ -15,6 +15,8 @@ import pyarrow as pa
 
 from finetune.steps.dataset.encode import IGNORED
 from finetune.steps.dataset.encoded_rows import EncodedRows
+from finetune.steps.dataset.origins import FILE as ORIGINS
+from finetune.steps.dataset.origins import entries
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -28,8 +30,8 @@ Numbers = npt.NDArray[np.int64]
 
 class DatasetWriter:
     """Writes a folder that `datasets.load_from_disk` reads: rows of input_ids and labels, and of seq_lengths, the
-    lengths of the examples in a row, where examples are packed. Counts rows, examples, tokens and learned tokens, and
-    notes which ids occur."""
+    lengths of the examples in a row, where examples are packed; and beside it where each example comes from. Counts
+    rows, examples, tokens and learned tokens, and notes which ids occur."""
 
     def __init__(self, folder: Path, vocabulary: int, hasher: _Hash, *, packed: bool) -> None:
         """`hasher` takes in all that is written: lengths, ids and labels, as little-endian int32."""
@@ -42,9 +44,13 @@ class DatasetWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
         names = ("input_ids", "labels", "seq_lengths")[: 3 if self._packed else 2]
         features = datasets.Features(dict.fromkeys(names, LISTS))
-        with pa.ipc.new_stream(self._folder / FILE, features.arrow_schema) as stream:
+        with (
+            pa.ipc.new_stream(self._folder / FILE, features.arrow_schema) as stream,
+            (self._folder / ORIGINS).open("wb") as origins,
+        ):
             for batch in _batches(rows, encoded.lengths):
                 columns = self._columns(encoded, batch)
+                origins.write(entries(encoded, np.concatenate(batch)).tobytes())
                 stream.write_batch(pa.record_batch(columns[: len(names)], schema=features.arrow_schema))
                 yield sum(map(len, batch))
         datasets.DatasetInfo(features=features).write_to_directory(str(self._folder))

@@ -9,33 +9,36 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from finetune.api.spec import DatasetSource
+from finetune.steps.dataset.origins import named
 from finetune.steps.train.examples import Examples
 
 Batch = dict[str, Any]
 
-NAMED = 8
-"""Rows that a message names."""
-
 SHOWN = 48
 """Characters of a row's text in a message."""
 
+SHOWN_IDS = 8
+
 
 class Culprits:
-    """Finds rows again by what they hold: nothing has to be carried along for the day when it is needed."""
+    """Finds rows again by what they hold: no batch has to carry its rows' numbers for the day when they are needed."""
 
-    def __init__(self, examples: Examples, base: Path) -> None:
-        """`base` is the folder of the tokenizer."""
-        self._examples, self._base = examples, base
+    def __init__(self, examples: Examples, base: Path, sources: Sequence[DatasetSource]) -> None:
+        """`base` is the folder of the tokenizer; `sources` are those of the spec, all that rows come from."""
+        self._examples, self._base, self._sources = examples, base, sources
 
     def sentence(self, batches: Sequence[Batch]) -> str:
-        """The rows of these batches, with the beginning of the first one's text."""
-        wanted = [ids for batch in batches for ids in _rows(batch)]
-        numbers = self._numbers(wanted)
-        if not numbers:
+        """The rows of these batches, with the beginning of the first one's text; the end of a sentence."""
+        return self.named(self._numbers([ids for batch in batches for ids in _rows(batch)]))
+
+    def named(self, rows: Sequence[int]) -> str:
+        """The same, of rows of the training data by their numbers."""
+        if not rows:
             return ""
-        named = ", ".join(map(str, numbers[:NAMED])) + (f" and {len(numbers) - NAMED} more" if numbers[NAMED:] else "")
-        first = self._text(self._examples[numbers[0]]["input_ids"].tolist())
-        return f"; in question: row{'s' * (len(numbers) > 1)} {named} of dataset/train, counted from 0 ({first!r} ...)"
+        examples = [example for row in rows for example in self._examples.examples_in(row)]
+        first = self._text(self._examples[rows[0]]["input_ids"].tolist())
+        return f"; in question: {named(self._examples.folder, examples, self._sources)} ({first!r} ...)"
 
     def _numbers(self, wanted: Sequence[torch.Tensor]) -> list[int]:
         keys = {ids.numpy().tobytes() for ids in wanted}
@@ -50,7 +53,7 @@ class Culprits:
     def _text(self, ids: list[int]) -> str:
         path = self._base / "tokenizer.json"
         if not path.is_file():
-            return f"ids {ids[:NAMED]}"
+            return f"ids {ids[:SHOWN_IDS]}"
         return str(Tokenizer.from_file(str(path)).decode(ids[:SHOWN], skip_special_tokens=False))[:SHOWN]
 
 

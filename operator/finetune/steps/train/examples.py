@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from finetune.steps.dataset.encode import IGNORED
@@ -24,6 +26,7 @@ class Examples(torch.utils.data.Dataset[Example]):
     position_ids where a row packs several examples: they begin anew with each."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         files = [entry["filename"] for entry in json.loads((folder / "state.json").read_text())["_data_files"]]
         tables = [pa.ipc.open_stream(pa.memory_map(str(folder / name))).read_all() for name in files]
         table = pa.concat_tables(tables)
@@ -36,6 +39,13 @@ class Examples(torch.utils.data.Dataset[Example]):
     @property
     def packed(self) -> bool:
         return self._lengths is not None
+
+    def examples_in(self, index: int) -> range:
+        """The examples that a row holds, by their numbers in the training data."""
+        if self._lengths is None:
+            return range(index, index + 1)
+        ends = np.cumsum(pc.list_value_length(self._lengths))
+        return range(int(ends[index - 1]) if index else 0, int(ends[index]))
 
     def __getitem__(self, index: int) -> Example:
         example = {"input_ids": _tensor(self._ids[index]), "labels": _tensor(self._labels[index])}

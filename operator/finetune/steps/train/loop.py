@@ -21,6 +21,7 @@ from finetune.steps.train.attempts import Attempts
 from finetune.steps.train.average import WeightAverage
 from finetune.steps.train.callback import Watch
 from finetune.steps.train.checkpoint import Checkpoint, Checkpoints
+from finetune.steps.train.culprits import Culprits
 from finetune.steps.train.early_stopping import StopEarly, exhausted
 from finetune.steps.train.examples import Collator, Examples
 from finetune.steps.train.facts import differences, facts
@@ -161,6 +162,7 @@ class Loop:
             "facts": self._facts,
             "run": self._run,
             "base": plan.model,
+            "culprits": Culprits(parts["train"], plan.model, plan.sources),
             "average": average,
             "pieces": [self._warmup] if self._warmup else [],
             "reseed": self._reseed,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import DEVICES, NODES, ExitCode, Layout, StepJob
-from finetune.api.spec import Method, Schedule, Training
+from finetune.api.spec import DatasetSource, Method, Schedule, Training
 from finetune.steps.base import base_model
 from finetune.steps.failure import StepFailure
 from finetune.steps.staging import digest, inputs_of, published
@@ -63,6 +63,9 @@ class Plan:
     nodes: int = 1
     """Pods that share the work."""
 
+    sources: tuple[DatasetSource, ...] = ()
+    """Where rows come from, for what has to be said about one."""
+
     @classmethod
     def of(cls, job: StepJob, layout: Layout) -> Plan:
         """The plan for the workspace as it is; a StepFailure when an earlier step is missing."""
@@ -109,6 +112,7 @@ class Plan:
             },
             new_rows=new_rows,
             nodes=nodes,
+            sources=tuple(source for _, source in job.spec.dataset.places()),
         )
 
     @property

@@ -111,9 +111,8 @@ class PreferenceTrainer(ResumableTrainer):
         return losses.sum() / num_items_in_batch * self.args.world_size  # DDP takes the mean over ranks
 
     def in_question(self, batches: list[dict[str, Any]]) -> str:
-        """The pairs in these batches, by their place in the dataset."""
-        numbers = sorted({int(number) for batch in batches for number in batch["numbers"]})
-        return f"; in question: pairs {', '.join(map(str, numbers))} of dataset/train, counted from 0"
+        """The pairs in these batches know their numbers."""
+        return self._culprits.named(sorted({int(number) for batch in batches for number in batch["numbers"]}))
 
     def _without_a_loss(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         return [batch]

@@ -76,6 +76,7 @@ class ResumableTrainer(Trainer):
         facts: dict[str, Any],
         run: dict[str, Any],
         base: Path,
+        culprits: Culprits,
         average: WeightAverage | None = None,
         pieces: Sequence[Piece] = (),
         reseed: bool = False,
@@ -83,14 +84,15 @@ class ResumableTrainer(Trainer):
     ) -> None:
         """`total` is the steps of all phases. `facts` go into every checkpoint, `run` too with its seconds and tokens
         brought up to date, and `pieces`. `average` is measured instead of the weights. `base` is the folder of the
-        model as it was before training. `reseed` is for a resumption whose random states do not fit (another number of
-        devices)."""
+        model as it was before training; `culprits` names broken rows. `reseed` is for a resumption whose random states
+        do not fit (another number of devices)."""
         self.phase, self.total = phase, total
         self.checkpoints, self.sharing, self.stop = checkpoints, sharing, stop
         self.average = average
         self._pieces = [*pieces, *([average] if average else [])]
         self._facts, self._run, self._reseed = facts, run, reseed
         self._base = base
+        self._culprits = culprits
         self._started = time.monotonic()
         self._tokens: torch.Tensor | int = 0
         self._batches: tuple[int, list[dict[str, Any]]] = (-1, [])
@@ -151,7 +153,7 @@ class ResumableTrainer(Trainer):
 
     def in_question(self, batches: list[dict[str, Any]]) -> str:
         """Which rows of the dataset these batches hold, as the end of a sentence."""
-        return Culprits(self.train_dataset, self._base).sentence(batches)
+        return self._culprits.sentence(batches)
 
     def _without_a_loss(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """The rows of a batch that alone have no finite loss either; all of them where that tells nothing."""

@@ -90,4 +90,7 @@ def _failure_of(error: Exception) -> StepFailure:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all is on disk; libraries that are torn down would have the last, puzzling words in the pod's log
