@@ -13,6 +13,9 @@ UV := $(VENV)/bin/uv
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-package finetune-operator --no-header
 
+# pods' tests mostly wait, so the others run beside them
+WORKERS := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,11 +59,11 @@ lint: $(READY) ## ruff, mypy --strict, import layers
 
 .PHONY: test-fast
 test-fast: lint ## lint, unit and simulation tests: under two minutes, no cluster
-	$(BIN)/pytest -q tests/unit tests/simulation -m "not slow"
+	$(BIN)/pytest $(WORKERS) -q tests/unit tests/simulation -m "not slow"
 
 .PHONY: test
 test: lint cluster-up ## everything: lint, types, layers, unit, simulation, integration, end to end on a real Kubernetes
-	$(BIN)/pytest tests
+	$(BIN)/pytest $(WORKERS) tests
 
 .PHONY: cluster-up
 cluster-up: $(READY) ## a real Kubernetes on this machine (NODES=2 for two nodes); the first start builds it

@@ -119,16 +119,6 @@ def test_a_restricted_pod_writes_to_a_dynamic_volume_whose_folder_goes_with_the_
     assert not folder.exists()
 
 
-def test_a_volume_is_there_well_within_the_time_a_pod_takes_to_start(cluster: Cluster, namespace: str) -> None:
-    started = time.monotonic()
-    create(cluster, namespace, claim("quick"), pod("quick", "true", **with_claim("quick")))
-    while (
-        cluster.kubectl("get", "pvc", "quick", "-o", "jsonpath={.status.phase}", namespace=namespace).stdout != "Bound"
-    ):
-        assert time.monotonic() - started < 5
-    assert time.monotonic() - started < 5
-
-
 def test_names_of_services_and_of_headless_services_resolve_in_pods(cluster: Cluster, namespace: str) -> None:
     def service(name: str, **spec: Any) -> dict[str, Any]:
         ports = [{"port": 8080}]
