@@ -16,7 +16,19 @@ import pytest
 
 from finetune.api.contract import ExitCode
 from tests.unit.steps.flow import Workshop
-from tests.unit.steps.test_train_resume import EVERY, finish, newest, ready, spoil, start, until, until_gone, weights
+from tests.unit.steps.processes import (
+    EVERY,
+    TWO,
+    finish,
+    finished,
+    newest,
+    ready,
+    spoil,
+    start,
+    until,
+    until_gone,
+    weights,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +94,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 def test_two_pods_learn_what_two_devices_of_one_pod_learn(undisturbed: Workshop, tmp_path: Path) -> None:
     workshop = ready(tmp_path / "one", **SHORT)
-    assert finish(start(workshop, FINETUNE_DEVICES="2"))[0] == 0
+    finished(workshop, **TWO)
     assert weights(workshop) == weights(undisturbed)
 
 

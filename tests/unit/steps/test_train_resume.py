@@ -4,91 +4,32 @@ for bit. Real processes, a tiny model with dropout, gradient accumulation, epoch
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from finetune.api.contract import ExitCode
 from finetune.api.status import TrainingStatus
-from finetune.steps.dataset.step import run as load_dataset
 from tests.unit.steps.flow import Workshop
+from tests.unit.steps.processes import (
+    EVERY,
+    STEPS,
+    TRAINING,
+    finish,
+    newest,
+    ready,
+    report,
+    spoil,
+    start,
+    until,
+    until_gone,
+    weights,
+)
 
 pytestmark = pytest.mark.slow
-
-STEPS, EVERY = 32, 6
-TRAINING = {
-    "maxSteps": STEPS,
-    "batchSize": 4,
-    "microBatchSize": 2,
-    "learningRate": 1e-3,
-    "schedule": "Cosine",
-    "warmupRatio": 0.1,
-    "weightDecay": 0.01,
-    "evaluateEverySteps": 7,
-    "checkpoint": {"everySteps": EVERY, "keep": 2},
-    "seed": 3,
-}
-ROWS = [{"prompt": f"{number} plus one is", "completion": f" {number + 1}." * (number % 3 + 1)} for number in range(33)]
-DEADLINE = 180
-
-
-def ready(folder: Path, dtype: str = "bfloat16", **training: Any) -> Workshop:
-    """A workspace up to training."""
-    folder.mkdir(exist_ok=True)
-    workshop = Workshop.at(folder, dtype=dtype)
-    config = workshop.layout.model / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_dropout": 0.1}))
-    workshop.write("rows.jsonl", ROWS)
-    job = workshop.job(dataset={"validation": {"fraction": 0.1}}, training=TRAINING | training)
-    workshop.layout.job_file.write_text(job.model_dump_json(by_alias=True))
-    load_dataset(job, workshop.layout)
-    return workshop
-
-
-def start(workshop: Workshop, **environment: str) -> subprocess.Popen[str]:
-    """`finetune-step train` as a process."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "finetune.steps", "train"],
-        env=os.environ | workshop.environment() | {"OMP_NUM_THREADS": "1"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=DEADLINE)
-    return process.returncode, output
-
-
-def report(workshop: Workshop) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(workshop.layout.report_file.read_text())
-    return document
-
-
-def weights(workshop: Workshop) -> bytes:
-    return (workshop.layout.trained / "model.safetensors").read_bytes()
-
-
-def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def newest(workshop: Workshop) -> int:
-    names = (path.parent.name.removeprefix("step-") for path in workshop.layout.checkpoints.glob("step-*/COMPLETE"))
-    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 @pytest.fixture(scope="module")
@@ -145,19 +86,6 @@ def test_killed_then_asked_to_stop_it_ends_with_the_same_weights(undisturbed: Wo
     assert ours["resumptions"] == [killed_at, stopped_at]
 
 
-def until_gone(workshop: Workshop) -> None:
-    """The worker dies with its parent; nobody may still be writing."""
-    folder = str(workshop.layout.checkpoints)
-    deadline = time.monotonic() + 10
-    while any(folder in path.read_bytes().decode(errors="replace") for path in command_lines()):
-        assert time.monotonic() < deadline, "the worker outlived its parent"
-        time.sleep(0.05)
-
-
-def command_lines() -> list[Path]:
-    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-
-
 def test_a_finished_run_is_not_repeated(undisturbed: Workshop) -> None:
     before = (undisturbed.layout.trained / "model.safetensors").stat().st_mtime_ns
     code, output = finish(start(undisturbed))
@@ -185,22 +113,6 @@ def listens(process: int) -> bool:
     """Whether the process has a handler for SIGTERM."""
     caught = Path(f"/proc/{process}/status").read_text().partition("SigCgt:")[2].split()[0]
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
-
-
-def test_two_ranks_stop_together_and_go_on_with_the_same_weights(tmp_path: Path) -> None:
-    devices = {"FINETUNE_DEVICES": "2"}
-    undisturbed, disturbed = ready(tmp_path / "one", maxSteps=14), ready(tmp_path / "other", maxSteps=14)
-    code, output = finish(start(undisturbed, **devices))
-    assert code == 0, output
-    process = start(disturbed, **devices)
-    until(lambda: newest(disturbed) >= EVERY, process)
-    process.send_signal(signal.SIGTERM)
-    code, output = finish(process)
-    assert code == ExitCode.PREEMPTED, output
-    code, output = finish(start(disturbed, **devices))
-    assert code == 0, output
-    assert report(disturbed)["resumedFromStep"] >= EVERY
-    assert weights(disturbed) == weights(undisturbed)
 
 
 def test_a_changed_setting_starts_a_new_run_once_the_former_is_over(undisturbed: Workshop, tmp_path: Path) -> None:
@@ -235,15 +147,3 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_step(tmp_path: Path) -> 
     error = report(workshop)["error"]
     assert error["reason"] == "LossNotFinite"
     assert "step 1:" in error["message"]
-
-
-def spoil(workshop: Workshop) -> None:
-    """Make a weight infinite."""
-    from safetensors.numpy import load_file
-
-    from tests.models import write_safetensors
-
-    path = workshop.layout.model / "model.safetensors"
-    tensors = load_file(path)
-    tensors["model.norm.weight"][0] = float("inf")
-    write_safetensors(path, tensors, "float32")

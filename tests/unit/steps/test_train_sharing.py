@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -11,22 +10,19 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune.api.contract import ExitCode
 from finetune.api.spec import Parallelism
 from finetune.steps.failure import StepFailure
 from finetune.steps.train.sharing import Copies, Shards, sharing_of
 from tests.unit.steps.flow import Workshop
-from tests.unit.steps.test_train_resume import EVERY, finish, newest, ready, report, start, until, weights
+from tests.unit.steps.processes import EVERY, TWO, finished, ready, report, stopped, weights
 
 SHORT = {"maxSteps": 14, "parallelism": "FSDP"}
-TWO = {"FINETUNE_DEVICES": "2"}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     workshop = ready(tmp_path_factory.mktemp("sharing") / "undisturbed", **SHORT)
-    code, output = finish(start(workshop, **TWO))
-    assert code == 0, output
+    finished(workshop, **TWO)
     return workshop
 
 
@@ -34,8 +30,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 def test_fsdp_learns_what_ddp_learns(undisturbed: Workshop, tmp_path: Path) -> None:
     """Sums in another order: the losses agree to six digits, the bf16 weights to their last bits."""
     copies = ready(tmp_path / "copies", **SHORT | {"parallelism": "DDP"})
-    code, output = finish(start(copies, **TWO))
-    assert code == 0, output
+    finished(copies, **TWO)
     ours, theirs = (json.loads((each.layout.trained / "training.json").read_text()) for each in (undisturbed, copies))
     for one, other in zip(ours["history"], theirs["history"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
@@ -52,13 +47,8 @@ def test_fsdp_learns_what_ddp_learns(undisturbed: Workshop, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_fsdp_stopped_goes_on_to_equal_weights(undisturbed: Workshop, tmp_path: Path) -> None:
     workshop = ready(tmp_path / "stopped", **SHORT)
-    process = start(workshop, **TWO)
-    until(lambda: newest(workshop) >= EVERY, process)
-    process.send_signal(signal.SIGTERM)
-    code, output = finish(process)
-    assert code == ExitCode.PREEMPTED, output
-    code, output = finish(start(workshop, **TWO))
-    assert code == 0, output
+    stopped(workshop, **TWO)
+    finished(workshop, **TWO)
     assert report(workshop)["resumedFromStep"] >= EVERY
     assert report(workshop)["result"]["exact"] is True
     assert weights(workshop) == weights(undisturbed)
@@ -67,13 +57,8 @@ def test_fsdp_stopped_goes_on_to_equal_weights(undisturbed: Workshop, tmp_path: 
 @pytest.mark.slow
 def test_fsdp_goes_on_with_another_number_of_devices_and_says_that_it_is_not_exact(tmp_path: Path) -> None:
     workshop = ready(tmp_path / "changed", **SHORT)
-    process = start(workshop, **TWO)
-    until(lambda: newest(workshop) >= EVERY, process)
-    process.send_signal(signal.SIGTERM)
-    code, output = finish(process)
-    assert code == ExitCode.PREEMPTED, output
-    code, output = finish(start(workshop))
-    assert code == 0, output
+    stopped(workshop, **TWO)
+    finished(workshop)
     assert (report(workshop)["result"]["steps"], report(workshop)["result"]["exact"]) == (14, False)
     record = json.loads((workshop.layout.trained / "training.json").read_text())
     losses = [entry["loss"] for entry in record["history"]]
