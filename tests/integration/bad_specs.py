@@ -1,4 +1,5 @@
-"""Specs that have to be refused, from bad_specs.yaml: the API server and the local command are held to one list."""
+"""Specs that have to be refused, and some close to them that have not, from bad_specs.yaml: the API server and the local
+command are held to one list."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,3 +33,4 @@ def merged(document: Any, patch: Any) -> Any:
 
 
 BAD = [Bad(entry["name"], merged(GOOD, entry["patch"]), entry["says"]) for entry in _FILE["bad"]]
+CLOSE = {entry["name"]: merged(GOOD, entry["patch"]) for entry in _FILE["close"]}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.integration.bad_specs import BAD, GOOD, merged
+from tests.integration.bad_specs import BAD, CLOSE, GOOD, merged
 from tests.integration.crd_server import private_crd
 
 pytestmark = pytest.mark.cluster
@@ -31,8 +31,9 @@ def job(server):
     server.cluster.kubectl("delete", server.resource, name, namespace="default")
 
 
-def test_the_good_spec_of_the_bad_ones_is_accepted(server):
-    answer = server.apply(GOOD, "--dry-run=server")
+@pytest.mark.parametrize("spec", [GOOD, *CLOSE.values()], ids=["good", *CLOSE])
+def test_good_specs_among_the_bad_ones_are_accepted(server, spec):
+    answer = server.apply(spec, "--dry-run=server")
     assert answer.returncode == 0, answer.stderr
 
 

@@ -6,7 +6,7 @@ import pytest
 from finetune.api import API_VERSION
 from finetune.cli import document
 from finetune.cli.check import InvalidJob, checked
-from tests.integration.bad_specs import BAD, GOOD, merged
+from tests.integration.bad_specs import BAD, CLOSE, GOOD, merged
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = [path for path in sorted((ROOT / "manifests/examples").rglob("*.yaml")) if path.stem != "claims"]
@@ -28,6 +28,11 @@ def problems(tmp_path, content):
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
 def test_what_the_api_server_refuses_is_refused_here(tmp_path, bad):
     assert problems(tmp_path, bad.job)
+
+
+@pytest.mark.parametrize("name", CLOSE)
+def test_what_is_close_to_that_is_accepted(tmp_path, name):
+    checked(job(tmp_path, CLOSE[name]))
 
 
 @pytest.mark.parametrize("bad", [bad for bad in BAD if bad.says in " ".join(RULES.split())], ids=lambda bad: bad.name)
