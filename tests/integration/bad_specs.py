@@ -1,5 +1,5 @@
-"""Specs that have to be refused, and some close to them that have not, from bad_specs.yaml: the API server and the local
-command are held to one list."""
+"""Specs that have to be refused, and some close to them that have not, from bad_specs.yaml: the API server and the
+local command are held to one list."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
