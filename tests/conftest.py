@@ -1,18 +1,23 @@
-"""How tests are shared among workers (`pytest -n 2 --dist loadgroup`)."""
+"""How tests are shared among workers (`pytest -n 2`)."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
-ON_PODS = ("cluster", "e2e")
+ON_PODS = ("tests/cluster/", "tests/e2e/")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class ByFile(LoadFileScheduling):
     """The tests of a file stay together, for they share what took long to make. Those on real pods all do: they use one
     installation, and some of them take it down for a while."""
-    for item in items:
-        place = item.path.relative_to(Path(__file__).parent)
-        group = "pods" if place.parts[0] in ON_PODS else place.with_suffix("").as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "pods" if file.startswith(ON_PODS) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """In the place of `--dist`'s own."""
+    return ByFile(config, log)

@@ -4,6 +4,7 @@ that lost one of them ends with the weights of an undisturbed one."""
 from __future__ import annotations
 
 import json
+import random
 import signal
 import socket
 import subprocess
@@ -43,7 +44,11 @@ class Pods:
     processes: list[subprocess.Popen[str]]
 
     def finish(self) -> list[int]:
-        return [finish(process)[0] for process in self.processes]
+        """Their exit codes; pytest shows what they said when that is not as expected."""
+        ended = [finish(process) for process in self.processes]
+        for rank, (_, output) in enumerate(ended):
+            print(f"---- pod {rank}\n{output}")
+        return [code for code, _ in ended]
 
     def report(self, rank: int) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(report_file(self.workshop, rank).read_text())
@@ -70,12 +75,12 @@ def started(workshop: Workshop, ranks: tuple[int, ...] = (0, 1), port: int | Non
 
 
 def free_port() -> int:
-    """A port that is free, and the next one too."""
+    """A port that is free, and the next one too; not among those that connections of other tests get by chance."""
     while True:
+        port = random.randrange(20_000, 30_000)
         with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
             try:
+                first.bind(("127.0.0.1", port))
                 second.bind(("127.0.0.1", port + 1))
             except OSError:
                 continue
