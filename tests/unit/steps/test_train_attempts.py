@@ -24,6 +24,8 @@ def test_an_attempt_that_never_said_how_it_ended_was_killed(tmp_path: Path) -> N
     assert (first["reason"], first["end"], first["resumedFromStep"]) == ("Killed", None, 0)
     assert (second["reason"], second["resumedFromStep"]) == ("Preempted", 10)
     assert "end" not in third
+    assert attempts.ended()[:2] == [first, second]
+    assert attempts.ended()[2]["end"] >= third["start"]
 
 
 def test_damaged_checkpoints_are_warnings_with_the_step_that_was_gone_back_to(tmp_path: Path) -> None:

@@ -50,6 +50,11 @@ class Attempts:
             return []
         return list(content["attempts"]) if content.get("run") == digest(self.inputs) else []
 
+    def ended(self) -> list[dict[str, Any]]:
+        """The same, the last one as ended by now: what a record says that it writes as its last deed."""
+        entries = self.entries()
+        return [*entries[:-1], *({"end": _now()} | last for last in entries[-1:])]
+
     def warnings(self) -> list[str]:
         """Damaged checkpoints that attempts had to leave for an older one."""
         return [

@@ -269,7 +269,7 @@ class Loop:
                 model.float()  # the weights as they were just rounded, computed with as before training
             write_record(
                 folder / "training.json", self._plan, trainer.step, history, run, self._facts,
-                attempts=attempts.entries(), samples=self._samples(model),
+                attempts=attempts.ended(), samples=self._samples(model),
                 probabilities=chances(model, self._plan.model, self._layout.proof),
             )  # fmt: skip
         return result | ({"checkpoint": newest.status()} if newest else {})
