@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from finetune.api.conditions import shortened
+from finetune.api.conditions import ConditionType, shortened
 from finetune.api.spec import FineTuneJobSpec, Model
 
 MAX_REPORT_BYTES = 1536
@@ -65,6 +65,26 @@ CONTAINERS: Mapping[Step, str] = {
     Step.SAVE: "save-model",
 }
 """The container that runs each step."""
+
+CONDITIONS: Mapping[Step, ConditionType] = {
+    Step.DOWNLOAD: ConditionType.MODEL_DOWNLOADED,
+    Step.ADD_TOKENS: ConditionType.TOKENS_ADDED,
+    Step.RELOAD: ConditionType.MODEL_RELOADED,
+    Step.LOAD_DATASET: ConditionType.DATASET_LOADED,
+    Step.TRAIN: ConditionType.TRAINED,
+    Step.SAVE: ConditionType.SAVED,
+}
+"""The condition that says whether each step is done."""
+
+PARTS: Mapping[Step, str] = {
+    Step.DOWNLOAD: "model",
+    Step.ADD_TOKENS: "tokens",
+    Step.RELOAD: "tokens",
+    Step.LOAD_DATASET: "dataset",
+    Step.TRAIN: "training",
+    Step.SAVE: "output",
+}
+"""The part of status that each step reports."""
 
 
 class ExitCode(IntEnum):

@@ -9,27 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetune.api.conditions import ConditionType
-from finetune.api.contract import Step
+from finetune.api.contract import CONDITIONS, PARTS, Step
 from finetune.cli.picture import Line, Picture, State, duration
 from finetune.cli.results import summary
 
-CONDITIONS = {
-    Step.DOWNLOAD: ConditionType.MODEL_DOWNLOADED,
-    Step.ADD_TOKENS: ConditionType.TOKENS_ADDED,
-    Step.RELOAD: ConditionType.MODEL_RELOADED,
-    Step.LOAD_DATASET: ConditionType.DATASET_LOADED,
-    Step.TRAIN: ConditionType.TRAINED,
-    Step.SAVE: ConditionType.SAVED,
-}
-PARTS = {
-    Step.DOWNLOAD: "model",
-    Step.ADD_TOKENS: "tokens",
-    Step.RELOAD: "tokens",
-    Step.LOAD_DATASET: "dataset",
-    Step.TRAIN: "training",
-    Step.SAVE: "output",
-}
 COLOURS = {"Complete": "green", "Failed": "red", "Suspended": "yellow"}
 
 

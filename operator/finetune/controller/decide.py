@@ -19,11 +19,11 @@ from pydantic import ValidationError
 
 from finetune.api import KIND
 from finetune.api.conditions import ConditionStatus, ConditionType
-from finetune.api.contract import Step
+from finetune.api.contract import CONDITIONS, Step
 from finetune.api.implemented import not_implemented
 from finetune.api.status import AttemptOutcome, FineTuneJobStatus, Phase, Progress
 from finetune.controller import budget
-from finetune.controller.draft import CONDITIONS, PHASES, Draft
+from finetune.controller.draft import PHASES, Draft
 from finetune.controller.observed import Object, Observed, condition_of, moment, terminal
 from finetune.controller.stages import pod, prepare, save, train, waits, workspace
 from finetune.controller.stages.attempt import Outcome, State

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune.api.conditions import ConditionStatus, ConditionType, initial, is_true, shortened, with_condition
-from finetune.api.contract import Step, StepReport
+from finetune.api.contract import CONDITIONS, PARTS, Step, StepReport
 from finetune.api.spec import Model
 from finetune.api.status import (
     Attempts,
@@ -24,15 +24,6 @@ from finetune.api.status import (
 from finetune.controller.findings import sentence
 from finetune.controller.stages.attempt import State, StepState
 
-CONDITIONS: Mapping[Step, ConditionType] = {
-    Step.DOWNLOAD: ConditionType.MODEL_DOWNLOADED,
-    Step.ADD_TOKENS: ConditionType.TOKENS_ADDED,
-    Step.RELOAD: ConditionType.MODEL_RELOADED,
-    Step.LOAD_DATASET: ConditionType.DATASET_LOADED,
-    Step.TRAIN: ConditionType.TRAINED,
-    Step.SAVE: ConditionType.SAVED,
-}
-
 PHASES: Mapping[Step, Phase] = {
     Step.DOWNLOAD: Phase.DOWNLOADING,
     Step.ADD_TOKENS: Phase.ADDING_TOKENS,
@@ -42,13 +33,12 @@ PHASES: Mapping[Step, Phase] = {
     Step.SAVE: Phase.SAVING,
 }
 
-_PARTS: Mapping[Step, tuple[str, type[Model]]] = {
-    Step.DOWNLOAD: ("model", ModelStatus),
-    Step.ADD_TOKENS: ("tokens", TokensStatus),
-    Step.RELOAD: ("tokens", TokensStatus),
-    Step.LOAD_DATASET: ("dataset", DatasetStatus),
-    Step.TRAIN: ("training", TrainingStatus),
-    Step.SAVE: ("output", OutputStatus),
+_MODELS: Mapping[str, type[Model]] = {
+    "model": ModelStatus,
+    "tokens": TokensStatus,
+    "dataset": DatasetStatus,
+    "training": TrainingStatus,
+    "output": OutputStatus,
 }
 
 
@@ -107,7 +97,8 @@ class Draft:
 
     def _report(self, step: Step, report: StepReport) -> None:
         """Merge a report into its part of status; whatever does not fit the API is dropped, field by field."""
-        field, model = _PARTS[step]
+        field = PARTS[step]
+        model = _MODELS[field]
         known = {info.alias or name for name, info in model.model_fields.items()}
         before = getattr(self.status, field)
         document = before.wire() if before else {}
