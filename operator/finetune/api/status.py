@@ -38,6 +38,7 @@ class Phase(StrEnum):
 class Unit(StrEnum):
     BYTE = "byte"
     ROW = "row"
+    PIECE = "piece"
     STEP = "step"
 
 

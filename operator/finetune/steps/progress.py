@@ -38,8 +38,11 @@ class Progress:
         self._sender.start()
 
     def update(self, current: int, total: int | None = None, **metrics: float | str | None) -> None:
-        """Say that `current` of `total` units are done, with further metrics (loss, learning_rate, ...)."""
+        """Say that `current` of `total` units are done, with further metrics (loss, learning_rate, ...). When another
+        unit is counted from now on, the time that is left is reckoned anew."""
         state = {**self._state, **{key: value for key, value in metrics.items() if value is not None}}
+        if state["unit"] != self._state["unit"]:
+            self._started = time.monotonic()
         state["current"] = current
         if total is not None:
             state["total"] = total

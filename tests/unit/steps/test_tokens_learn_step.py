@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 from finetune.api.contract import MAX_REPORT_BYTES, ExitCode
 from finetune.api.spec import LearnTokens
 from finetune.steps import reload
+from finetune.steps.progress import Progress
 from finetune.steps.staging import publish
 from finetune.steps.tokens.checkpoint import read_checkpoint
 from finetune.steps.tokens.learn.job import moving
@@ -54,6 +56,20 @@ def test_the_status_says_what_was_learned_and_what_it_brought(workspace: Path) -
     held_out = counted["charactersPerToken"]
     assert held_out["after"] > 1.3 * held_out["before"] > 0
     assert not (workspace / "prepared/.corpus").exists()
+
+
+def test_progress_tells_of_rows_read_pieces_found_and_bytes_written(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[object, int, int | None]] = []
+    monkeypatch.setattr(
+        Progress, "update", lambda self, current, total, *, unit: told.append((unit, current, total)), raising=True
+    )
+    result(workspace, learn())
+    assert [unit for unit, _ in itertools.groupby(told, key=lambda each: each[0])] == ["row", "piece", "row", "byte"]
+    assert [current for unit, current, _ in told if unit == "piece"] == list(range(1, 41))
+    assert {total for unit, _, total in told if unit == "piece"} == {40}
+    assert all(current <= (total or 0) for _, current, total in told)
 
 
 def test_rows_of_learned_pieces_are_the_means_of_their_pieces(workspace: Path) -> None:

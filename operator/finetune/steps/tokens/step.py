@@ -115,7 +115,7 @@ def add_tokens(
     checkpoint, matrices, plan = planned(job, layout, requested)
     learned, tokens = None, job.spec.tokens
     if tokens is not None and tokens.learn is not None:
-        learned = learned_for(tokens.learn, plan.vocabulary, layout, target)
+        learned = learned_for(tokens.learn, plan.vocabulary, layout, target, progress)
         plan = with_learned(plan, learned.added, tokens.init, tokens.pad_to_multiple_of, job.spec.training.seed)
     _log(plan)
     size = extended_size(checkpoint, matrices, plan.rows)
@@ -130,7 +130,7 @@ def add_tokens(
     def count(size_done: int) -> None:
         nonlocal done
         done += size_done
-        progress.update(min(done, size), size)
+        progress.update(min(done, size), size, unit="byte")
 
     with room_for(target, size, "the model with its new tokens"):
         extend(checkpoint, matrices, plan.rows, plan.inits, plan.trained_rows, target, count)

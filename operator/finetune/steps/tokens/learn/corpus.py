@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,23 @@ PART = 4_000
 
 TENTH = 10
 
+Watch = Callable[[int, int], None]
+"""Called with how much is done, and of how much."""
+
 
 class Corpus:
     """Rows of a source as plain texts. Can be read again and again; what is in memory is bounded."""
 
-    def __init__(self, source: TokenSource, layout: Layout, cache: Path, field: str) -> None:
-        """Raises StepFailure, naming `field`, for a source that is absent, unreadable or of an unknown format."""
+    def __init__(
+        self, source: TokenSource, layout: Layout, cache: Path, field: str, watch: Watch = lambda done, total: None
+    ) -> None:
+        """`watch` is told how many rows of all have been read, whenever it is read.
+
+        Raises StepFailure, naming `field`, for a source that is absent, unreadable or of an unknown format."""
         prepare_environment(cache)
         self._rows: Any = opened(dataset_source(source), layout, cache, field)
         self._format = recognised(self._rows.column_names, field)
-        self._source, self._field = source, field
+        self._source, self._field, self._watch = source, field, watch
 
     def __iter__(self) -> Iterator[str]:
         for first in range(0, len(self._rows), ROWS):
@@ -46,6 +53,7 @@ class Corpus:
                     ) from error
                 if text:
                     yield text
+            self._watch(min(first + ROWS, len(self._rows)), len(self._rows))
 
 
 def dataset_source(source: TokenSource) -> DatasetSource:

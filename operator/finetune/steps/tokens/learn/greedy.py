@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from finetune.steps.tokens.learn.corpus import Watch
 from finetune.steps.tokens.learn.protect import Forbidden
 from finetune.steps.tokens.learn.symbols import GAP, Ids, Symbols, pair_keys
 
@@ -126,8 +127,15 @@ class JoinedText:
         return keys, counts
 
 
-def find_pieces(text: JoinedText, symbols: Symbols, forbidden: Forbidden, size: int, minimum: int) -> Found:
-    """At most `size` pieces, each of which saves at least `minimum` tokens at its turn.
+def find_pieces(
+    text: JoinedText,
+    symbols: Symbols,
+    forbidden: Forbidden,
+    size: int,
+    minimum: int,
+    watch: Watch = lambda done, total: None,
+) -> Found:
+    """At most `size` pieces, each of which saves at least `minimum` tokens at its turn. `watch` is told of each.
 
     Every piece has one merge. A second way to an old token would bring old merges into play again, which rank before
     it; a second way to a new piece would do so with newer ones.
@@ -149,6 +157,7 @@ def find_pieces(text: JoinedText, symbols: Symbols, forbidden: Forbidden, size: 
     def take(id_: int, saving: int) -> None:
         taken.append(id_)
         found.pieces.append(Piece(names[id_], parts[id_], saving))
+        watch(len(taken), size)
 
     while len(taken) < size and (candidate := candidates.next()) is not None:
         promised, left, right = candidate

@@ -8,14 +8,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import ExitCode, Layout
 from finetune.api.spec import LearnTokens, NewToken
-from finetune.api.status import CharactersPerToken
+from finetune.api.status import CharactersPerToken, Unit
 from finetune.steps.base import is_commit
 from finetune.steps.failure import StepFailure
+from finetune.steps.progress import Progress
 from finetune.steps.tokens.vocabulary import Added, Vocabulary
 
 SOURCE, PROTECT = "spec.tokens.learn.source", "spec.tokens.learn.protect"
@@ -53,7 +55,9 @@ def moving(wanted: LearnTokens) -> list[str]:
     ]
 
 
-def learned_for(wanted: LearnTokens, vocabulary: Vocabulary, layout: Layout, folder: Path) -> LearnedTokens:
+def learned_for(
+    wanted: LearnTokens, vocabulary: Vocabulary, layout: Layout, folder: Path, progress: Progress
+) -> LearnedTokens:
     """Learn, and let the vocabulary go on with the grown tokenizer. Rows are kept in `folder` for the time of it.
 
     Raises StepFailure for a corpus that cannot be read and a tokenizer that cannot be continued.
@@ -63,10 +67,11 @@ def learned_for(wanted: LearnTokens, vocabulary: Vocabulary, layout: Layout, fol
     from finetune.steps.tokens.learn.learning import NothingHeldOut, learn
 
     rows = folder / ".corpus"
+    read, found_so_far = (partial(progress.update, unit=unit.value) for unit in (Unit.ROW, Unit.PIECE))
     try:
-        corpus = Corpus(wanted.source, layout, rows, SOURCE)
-        protected = Corpus(wanted.protect, layout, rows, PROTECT) if wanted.protect else None
-        found = learn(vocabulary.tokenizer, corpus, protected, wanted.size, wanted.minimum_saving)
+        corpus = Corpus(wanted.source, layout, rows, SOURCE, read)
+        protected = Corpus(wanted.protect, layout, rows, PROTECT, read) if wanted.protect else None
+        found = learn(vocabulary.tokenizer, corpus, protected, wanted.size, wanted.minimum_saving, found_so_far)
     except NotLearnable as error:
         raise StepFailure(
             ExitCode.BAD_CONFIGURATION,

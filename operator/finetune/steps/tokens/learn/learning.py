@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from finetune.steps.tokens.byte_level import text_of_bytes
-from finetune.steps.tokens.learn.corpus import blocks, held_out_parts, training_parts
+from finetune.steps.tokens.learn.corpus import Watch, blocks, held_out_parts, training_parts
 from finetune.steps.tokens.learn.families import MARKER, Continued, Family, NotLearnable
 from finetune.steps.tokens.learn.greedy import JoinedText, Piece, find_pieces, framed
 from finetune.steps.tokens.learn.grown import Growth, grown
@@ -49,10 +49,15 @@ class Learned:
 
 
 def learn(
-    tokenizer: Tokenizer, corpus: Iterable[str], protected: Iterable[str] | None, size: int, minimum: int
+    tokenizer: Tokenizer,
+    corpus: Iterable[str],
+    protected: Iterable[str] | None,
+    size: int,
+    minimum: int,
+    watch: Watch = lambda done, total: None,
 ) -> Learned:
     """Continue the tokenizer on a corpus (read several times) by at most `size` pieces that save at least `minimum`
-    tokens each, without touching protected text.
+    tokens each, without touching protected text. `watch` is told how many pieces are found.
 
     Raises NotLearnable for a tokenizer that cannot be continued, NothingHeldOut for a corpus of less than ten parts.
     """
@@ -75,7 +80,7 @@ def learn(
         tokens += written.tokens
     log.info("learning from %d tokens, %d of them in words that can save some", tokens, sum(map(len, ids)))
     text = JoinedText(framed(ids), framed(weights), len(symbols.names))
-    found = find_pieces(text, symbols, forbidden, size, minimum)
+    found = find_pieces(text, symbols, forbidden, size, minimum, watch)
     del text
     pieces: Sequence[Piece] = found.pieces
     growth = Growth([piece.name for piece in pieces], found.merges)
