@@ -18,6 +18,9 @@ from finetune.api.spec import (
     Training,
 )
 
+ROWS = "hf://datasets/, pvc:// and s3://"
+"""Where rows can be read from."""
+
 
 class Missing(NamedTuple):
     """A field whose value is not implemented, and what to write instead."""
@@ -43,9 +46,9 @@ def _missing(spec: FineTuneJobSpec) -> Iterator[Missing]:
     if spec.tokens and spec.tokens.learn:
         for field, corpus in (("source", spec.tokens.learn.source), ("protect", spec.tokens.learn.protect)):
             if corpus:
-                yield from _store(f"tokens.learn.{field}.uri", corpus.uri, "hf://datasets/ and pvc://")
+                yield from _store(f"tokens.learn.{field}.uri", corpus.uri, ROWS)
     for field, source in spec.dataset.places():
-        yield from _store(f"dataset.{field}.uri", source.uri, "hf://datasets/, pvc:// and s3://")
+        yield from _store(f"dataset.{field}.uri", source.uri, ROWS)
     if training.parallelism == Parallelism.DEEPSPEED_ZERO:
         yield Missing("training.parallelism", training.parallelism, "use FSDP, which splits the model likewise")
     if training.parallelism == Parallelism.FSDP and (what := _beside_full(training)):

@@ -33,7 +33,7 @@ def test_a_plain_job_can_run():
         ({"output": {"uri": "hf://org/name"}}, "output.uri"),
         ({"training__parallelism": "DeepSpeedZeRO"}, "training.parallelism"),
         ({"training__parallelism": "FSDP", "training__method": "LoRA"}, "training.parallelism"),
-        ({"tokens": {"learn": {"source": {"uri": "s3://b/poems"}, "size": 5}}}, "tokens.learn.source.uri"),
+        ({"tokens": {"learn": {"source": {"uri": "gs://b/poems"}, "size": 5}}}, "tokens.learn.source.uri"),
         ({"dataset__sources": [{"uri": "gs://bucket/rows"}]}, "dataset.sources[0].uri"),
         ({"dataset__validation": {"source": {"uri": "az://box/rows"}}}, "dataset.validation.source.uri"),
     ],

@@ -17,7 +17,13 @@ import pytest
 from finetune.api.contract import ExitCode
 from finetune.steps.dataset.step import run
 from finetune.steps.failure import StepFailure
+from finetune.steps.staging import publish
+from finetune.steps.tokens import step
+from tests.models import tiny
+from tests.poems import made as poems
+from tests.unit.steps.adding import result
 from tests.unit.steps.flow import Workshop
+from tests.unit.steps.jobs import layout, report_of
 
 KEY = "AKIATEST"
 ROWS = [{"prompt": f"{number} plus one is", "completion": f" {number + 1}."} for number in range(5)]
@@ -135,3 +141,13 @@ def test_what_a_bucket_refuses_is_said_with_the_remedy(
     assert (failure.value.code, failure.value.error.reason) == (code, reason)
     assert failure.value.error.message.startswith(f"spec.dataset.sources[0].uri: {uri}")
     assert failure.value.error.hint
+
+
+def test_a_vocabulary_is_learned_from_a_bucket(objects: dict[str, bytes], tmp_path: Path) -> None:
+    objects["corpus/poems.jsonl"] = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in poems())
+    publish(layout(tmp_path).model, "base", lambda partial: {"made": str(tiny(partial, dtype="float32"))})
+    lesson = {"source": {"uri": "s3://corpus/poems.jsonl"}, "size": 40}
+    assert result(tmp_path, {"tokens": {"learn": lesson}})["learned"] == 40
+    absent = {"source": {"uri": "s3://corpus/none.jsonl"}, "size": 40}
+    with pytest.raises(StepFailure, match=r"spec\.tokens\.learn\.source\.uri: s3://corpus/none"):
+        report_of(step, tmp_path, {"tokens": {"learn": absent}})

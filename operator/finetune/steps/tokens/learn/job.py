@@ -40,8 +40,8 @@ def lesson_of(wanted: LearnTokens, layout: Layout) -> dict[str, Any]:
 
     return {
         **wanted.wire(),
-        "source": identity(dataset_source(wanted.source), layout),
-        "protect": wanted.protect and identity(dataset_source(wanted.protect), layout),
+        "source": identity(dataset_source(wanted.source), layout, SOURCE),
+        "protect": wanted.protect and identity(dataset_source(wanted.protect), layout, PROTECT),
     }
 
 
