@@ -39,7 +39,7 @@ def test_a_plain_trl_script_trains_shows_progress_and_its_model_is_published(nam
 
 
 def test_a_trl_script_that_is_evicted_goes_on_from_its_checkpoint(namespace: Namespace) -> None:
-    job = own("evicted", TRL, maxSteps=400)
+    job = own("evicted", TRL, maxSteps=150)
     job["spec"]["retry"] = {"limit": 0}
     namespace.apply(namespace.claim("models"), scripts("train_trl.py"), job)
     namespace.until_phase("evicted", "Training")

@@ -34,17 +34,21 @@ def test_deleted_in(phase, namespace):
     gone(namespace, "gone")
 
 
-def test_deleted_in_every_phase_while_the_operator_is_down(namespace, stopped_operator):
-    """One job in each phase: pods go on without the operator, so the later phases wait for it first."""
-    for phase in PHASES:
-        name = f"down-{phase.lower()}"
-        namespace.apply(tiny_job(name))
-        namespace.until_phase(name, *PHASES[PHASES.index(phase) :])
+def test_deleted_while_the_operator_is_down(namespace, stopped_operator):
+    """One job with a pod that prepares, one with a pod that trains, one that is done: each held where it is."""
+    namespace.apply(tiny_job("complete"))
+    namespace.until_phase("complete", "Complete")
+    namespace.apply(tiny_job("training", training=training(maxSteps=20_000)))
+    namespace.until_phase("training", "Training")
+    namespace.apply(tiny_job("downloading", model={"uri": "hf://tests/slow"}))
+    namespace.until_phase("downloading", "Downloading")
     stopped_operator()
-    for phase in PHASES:
-        namespace.delete_job(f"down-{phase.lower()}")
-    for phase in PHASES:
-        gone(namespace, f"down-{phase.lower()}")
+    jobs = ("downloading", "training", "complete")
+    for name in jobs:
+        assert namespace.owned(name)
+        namespace.delete_job(name)
+    for name in jobs:
+        gone(namespace, name)
 
 
 def test_applied_again_under_the_same_name_waits_for_the_old_pods_then_runs_clean(namespace):
