@@ -30,8 +30,8 @@ from pathlib import Path
 import numpy as np
 
 from finetune.steps.staging import MANIFEST
+from tests.bench.process import Measured, measure
 from tests.bench.table import FOLDER, Row, write
-from tests.bench.tokens import Measured, measure
 from tests.models import CORPUS, smollm2
 
 LENGTH = 1024

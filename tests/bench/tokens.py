@@ -19,7 +19,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +33,7 @@ from finetune.steps.memory import available_memory
 from finetune.steps.staging import publish
 from finetune.steps.tokens.checkpoint import Checkpoint, read_checkpoint
 from finetune.steps.tokens.safetensors_file import Header, Tensor, write_header
+from tests.bench.process import Measured, best, measure
 from tests.bench.table import FOLDER, Row, write
 from tests.models import smollm2
 
@@ -92,14 +92,6 @@ with torch.no_grad():
 model.save_pretrained(target, max_shard_size=shard)
 tokenizer.save_pretrained(target)
 """
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Seconds and peak bytes of a process."""
-
-    seconds: float
-    resident: int
 
 
 @dataclass(frozen=True)
@@ -230,32 +222,7 @@ class Bench:
         for _ in range(repeat):
             shutil.rmtree(result, ignore_errors=True)
             runs.append(measure(command, environment, self.model))
-        return Measured(min(run.seconds for run in runs), max(run.resident for run in runs))
-
-
-def measure(command: list[str], environment: dict[str, str], warm: Path) -> Measured:
-    """Run a process to its end and watch its memory."""
-    for path in warm.iterdir():
-        with path.open("rb") as file:
-            while file.read(1 << 24):
-                pass
-    os.sync()
-    started = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    resident = 0
-    while process.poll() is None:
-        try:
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        except OSError:
-            break
-        values = dict(line.split(":", 1) for line in lines if ":" in line)
-        resident = max(resident, int(values.get("VmHWM", "0").split()[0]) * 1024)
-        time.sleep(0.004)
-    _, errors = process.communicate()
-    seconds = time.perf_counter() - started
-    if process.returncode:
-        raise SystemExit(errors.decode())
-    return Measured(seconds, resident)
+        return best(runs)
 
 
 def equal(left: Path, right: Path) -> bool:
