@@ -95,6 +95,9 @@ class Attempt:
     parts: dict[str, float] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     resumed: int = 0
+    told: bool = False
+    """Whether it has said where it goes on from."""
+
     ended: float = 0.0
     trains: threading.Event = field(default_factory=threading.Event)
     reader: threading.Thread = field(init=False)
@@ -123,7 +126,7 @@ class Attempt:
             if line.startswith(PROGRESS_PREFIX):
                 metrics = {item["name"]: item["value"] for item in json.loads(line[len(PROGRESS_PREFIX) :])["metrics"]}
                 step = int(metrics["current"])
-                self.resumed = int(metrics.get("resumed_from", 0))
+                self.resumed, self.told = int(metrics.get("resumed_from", 0)), True
                 if step > self.resumed:
                     self.seen.setdefault(step, now)
                     self.trains.set()
@@ -164,7 +167,10 @@ class Kill:
     """By the clock of the attempts."""
 
     seen: int
-    """The last step done before."""
+    """The last step that any attempt had done."""
+
+    reached: int
+    """The last step that this attempt had done, or where it would have gone on from."""
 
     seconds: float
     """From the signal to the end of the process."""
@@ -201,7 +207,7 @@ def disturbed(workshop: Workshop, kills: int, seed: int, peer: Attempt) -> tuple
         when, seen = time.perf_counter(), max(done, attempt.newest)
         attempt.process.send_signal(number)
         must_be(attempt, -number, ExitCode.PREEMPTED)
-        ends.append(Kill(number, when, max(seen, attempt.newest), time.perf_counter() - when))
+        ends.append(Kill(number, when, max(seen, attempt.newest), attempt.newest, time.perf_counter() - when))
         done = max(done, attempt.newest)
     attempts.append(Attempt.of(workshop))
     must_be(attempts[-1], ExitCode.OK)
@@ -209,15 +215,16 @@ def disturbed(workshop: Workshop, kills: int, seed: int, peer: Attempt) -> tuple
 
 
 def costs(attempts: Sequence[Attempt], kills: Sequence[Kill]) -> tuple[dict[signal.Signals, list[int]], list[float]]:
-    """For each kill the steps that had to be done again, and the seconds until the next step that was new. Kills that
-    followed one another without a new step in between are one loss, from the first of them on."""
+    """For each kill the steps of its attempt that had to be done again, and the seconds until the next step that was
+    new. Kills that followed one another without a new step in between are one loss of time, from the first of them on.
+    """
     repeated: dict[signal.Signals, list[int]] = {signal.SIGKILL: [], signal.SIGTERM: []}
     back: list[float] = []
     since: float | None = None
-    for kill, following in zip(kills, attempts[1:], strict=True):
+    for number, (kill, attempt, following) in enumerate(zip(kills, attempts, attempts[1:], strict=False)):
         since = kill.when if since is None else since
-        if following.seen:
-            repeated[kill.number].append(max(0, kill.seen - following.resumed))
+        if attempt.told and (heir := next((each for each in attempts[number + 1 :] if each.told), None)):
+            repeated[kill.number].append(max(0, kill.reached - heir.resumed))
         if (new := following.seen.get(kill.seen + 1)) is not None:
             back.append(new - since)
             since = None
