@@ -218,9 +218,10 @@ def table(
             yield Row(f"{name}, {size:,} rows", "peak memory, anonymous", run.anonymous / 2**20, "MiB")
             yield Row(f"{name}, {size:,} rows", "peak memory, resident", run.resident / 2**20, "MiB")
         yield Row(f"{name}, {small:,} rows", "packed rows", results[name][1], "")
-    for name in list(measured)[1:]:
+    for side in SIDES[1:]:
+        name, goal = side.name, 1 if side.processes else 2  # with further processes trl tokenises on all processors
         faster = measured[name][small].seconds / measured[ours][small].seconds
-        yield Row(f"ratio to {name}", "times faster", faster, "x", "at least 2", faster >= 2)
+        yield Row(f"ratio to {name}", "times faster", faster, "x", f"at least {goal}", faster >= goal)
         same = results[name][0] == results[ours][0]
         yield Row(f"{ours} and {name}", "same ids and labels", float(same), "", "equal", same)
     growth = (measured[ours][large].anonymous - measured[ours][small].anonymous) / 2**20
