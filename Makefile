@@ -14,7 +14,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 	--no-emit-package finetune-operator --no-header
 
 # pods' tests mostly wait, so the others run beside them
-WORKERS := -n logical --maxprocesses 4 --no-loadscope-reorder
+WORKERS := -n $(shell nproc) --maxprocesses 4 --no-loadscope-reorder
 
 .PHONY: help
 help: ## list the targets
