@@ -137,7 +137,8 @@ def wait_for_checkpoint(namespace: Namespace, name: str) -> Path:
     """Wait until a first checkpoint is complete; training goes on."""
     namespace.until_phase(name, "Training")
     checkpoints = namespace.volume(f"{name}-work") / "checkpoints"
-    namespace.until_true(lambda: list(checkpoints.glob("*/COMPLETE")), "a complete checkpoint")
+    # not step-10.partial: its marker is in it for a moment before it gets its name
+    namespace.until_true(lambda: list(checkpoints.glob("step-*[0-9]/COMPLETE")), "a complete checkpoint")
     return checkpoints
 
 
