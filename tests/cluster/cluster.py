@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -98,6 +99,20 @@ class Cluster:
         """Runs kubectl as the cluster's administrator."""
         scope = ["--namespace", namespace] if namespace else []
         return self.run("kubectl", *scope, *arguments, input=input, check=check, timeout=timeout)
+
+    def until_served(self, definition: str, seconds: float = 30) -> None:
+        """Waits until the API server serves a CustomResourceDefinition. (`kubectl wait` fails at once on one that is so
+        new that it has no conditions.)"""
+        deadline = time.monotonic() + seconds
+        while True:
+            waited = self.kubectl(
+                "wait", "--for=condition=Established", f"crd/{definition}", "--timeout=5s", check=False
+            )
+            if waited.returncode == 0:
+                return
+            if time.monotonic() > deadline:
+                raise CommandFailed(waited)
+            time.sleep(0.1)
 
     def helm(
         self, *arguments: str | Path, namespace: str | None = None, check: bool = True, timeout: float = 300

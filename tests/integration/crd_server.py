@@ -41,7 +41,7 @@ def private_crd():
     server = Server(cluster, group)
     cluster.kubectl("apply", "-f", "-", input=definition)
     try:
-        cluster.kubectl("wait", "--for=condition=Established", f"crd/{server.resource}", "--timeout=30s")
+        cluster.until_served(server.resource)
         yield server
     finally:
         cluster.kubectl("delete", "crd", server.resource, "--wait=false")

@@ -171,7 +171,7 @@ class Policy:
         self.cluster.kubectl("apply", "-f", "-", input=self.definition)
         self.cluster.kubectl("apply", "-f", "-", input=yaml.safe_dump_all(self.documents).replace(GROUP, self.group))
         self.cluster.kubectl("create", "namespace", self.name)
-        self.cluster.kubectl("wait", "--for=condition=Established", f"crd/{self.resource}", "--timeout=30s")
+        self.cluster.until_served(self.resource)
         self.role("jobs-only", "create,get,patch,update,delete", self.resource)
         self.cluster.kubectl("create", "rolebinding", "ed", "--clusterrole=edit", "--user=ed", namespace=self.name)
         self.cluster.kubectl("create", "rolebinding", "vi", "--clusterrole=view", "--user=vi", namespace=self.name)

@@ -22,7 +22,7 @@ CRD = Path(__file__).parents[3] / "manifests" / "crd.yaml"
 def install_crd(cluster: Cluster) -> None:
     """The definition that these operators serve; it stays."""
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", CRD)
-    cluster.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev", "--timeout=30s")
+    cluster.until_served("finetunejobs.finetune.dev")
 
 
 def free_port() -> int:
