@@ -23,6 +23,8 @@ from finetune.steps.train.checkpoint import Checkpoints, required
 from finetune.steps.train.early_stopping import exhausted
 from tests.unit.steps.runs import Run, same
 
+pytestmark = pytest.mark.slow
+
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 WARMUP = {"embeddingWarmup": {"steps": 2, "learningRate": 1e-2}}
 METHODS: dict[str, dict[str, Any]] = {
@@ -37,7 +39,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_resumed_after_any_step_a_run_ends_with_the_same_weights(name: str, tmp_path: Path) -> None:
     run = Run.at(tmp_path / "undisturbed", METHODS[name] | {"maxSteps": 3})

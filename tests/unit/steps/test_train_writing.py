@@ -27,6 +27,8 @@ from finetune.steps.train.snapshot import Snapshot, size_of
 from finetune.steps.train.writer import Writer
 from tests.unit.steps.flow import Workshop
 
+pytestmark = pytest.mark.slow
+
 ROWS = [{"prompt": f"{number} plus one is", "completion": f" {number + 1}."} for number in range(12)]
 TRAINING = {"maxSteps": 5, "batchSize": 2, "microBatchSize": 2, "checkpoint": {"everySteps": 2, "keep": 5}}
 
