@@ -24,8 +24,8 @@ from rich.table import Table
 
 from finetune.api import API_VERSION, KIND
 from finetune.api.contract import CONTAINERS, OPERATOR_LABEL, Step
-from finetune.controller.resources import CLAIMS, FINETUNEJOBS, JOBS, PODS, Resource
-from finetune.controller.rest import Api, connection
+from finetune.controller.cluster.client import Api, connection
+from finetune.controller.cluster.resources import CLAIMS, FINETUNEJOBS, JOBS, PODS, Resource
 from tests.cluster import Cluster
 from tests.integration.controller.process import OperatorProcess, fresh_namespace, install_crd
 

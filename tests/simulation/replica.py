@@ -8,13 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune.api import KIND
-from finetune.controller.apply import Applier
-from finetune.controller.metrics import Metrics
-from finetune.controller.observed import attempt_of, index_of, stage_of, terminal
-from finetune.controller.queue import WorkQueue
-from finetune.controller.reconciler import Reconciler
-from finetune.controller.stages.pod import PodSettings
-from finetune.controller.store import Store
+from finetune.controller.cluster.apply import Applier
+from finetune.controller.cluster.queue import WorkQueue
+from finetune.controller.cluster.reconciler import Reconciler
+from finetune.controller.cluster.store import Store
+from finetune.controller.decision.observed import attempt_of, index_of, stage_of, terminal
+from finetune.controller.decision.stages.pod import PodSettings
 from tests.simulation.server import Server
 
 SETTINGS = PodSettings(steps_image="steps:1", train_image="train:1")
@@ -74,7 +73,6 @@ class Operator:
             WorkQueue(),
             Applier(self.writes, self.store),
             lambda: SETTINGS,
-            Metrics(),
             now=lambda: server.now,
         )
 

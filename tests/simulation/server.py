@@ -15,10 +15,10 @@ from typing import Any
 
 from finetune.api import API_VERSION, KIND
 from finetune.api.contract import CONTAINERS, ExitCode, Step
-from finetune.controller.observed import index_of, stage_of
-from finetune.controller.resources import EVENTS, SERVICES, WATCHED
-from finetune.controller.rest import ApiError
-from finetune.controller.settings import PROGRESS_MANAGER
+from finetune.controller.cluster.apply import PROGRESS_MANAGER
+from finetune.controller.cluster.client import ApiError
+from finetune.controller.cluster.resources import EVENTS, SERVICES, WATCHED
+from finetune.controller.decision.observed import index_of, stage_of
 from tests.builders import INDEX_LABEL, NOW, STEPS, FineTuneJob, stamp
 
 TOTAL_STEPS = 4

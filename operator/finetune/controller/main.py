@@ -14,8 +14,10 @@ from typing import Any
 import kopf
 
 from finetune.api import KIND
+from finetune.controller.cluster.access import Access, ConfigurationError
+from finetune.controller.cluster.backoff import Unending
+from finetune.controller.cluster.client import Api
 from finetune.controller.replica import Replica
-from finetune.controller.rest import Api, ConfigurationError, connection
 from finetune.controller.settings import MissingSettingError, Settings
 
 log = logging.getLogger("finetune.operator")
@@ -34,7 +36,7 @@ class NoDiffBase(kopf.DiffBaseStorage):
         return None
 
 
-def watches(replica: Replica, registry: kopf.OperatorRegistry) -> kopf.OperatorSettings:
+def watches(replica: Replica, access: Access, registry: kopf.OperatorRegistry) -> kopf.OperatorSettings:
     """Register a handler that only passes on what it sees: one that raises would not be called again."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
@@ -42,6 +44,7 @@ def watches(replica: Replica, registry: kopf.OperatorRegistry) -> kopf.OperatorS
     settings.queueing.worker_limit = None
     settings.queueing.idle_timeout = 0.5
     settings.persistence.diffbase_storage = NoDiffBase()
+    settings.networking.error_backoffs = Unending()
     resource = next(item for item in replica.watched if item.kind == KIND)
     settings.watching.label_selectors[resource.group, resource.plural] = resource.selector
 
@@ -53,19 +56,19 @@ def watches(replica: Replica, registry: kopf.OperatorRegistry) -> kopf.OperatorS
             log.exception("an event of a FineTuneJob could not be read")
 
     @kopf.on.login(registry=registry)
-    def login(**kwargs: Any) -> Any:
-        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    def login(**_: Any) -> kopf.AiohttpSession:
+        return kopf.AiohttpSession(server=access.server, aiohttp_session=access.session())
 
     return settings
 
 
-async def watch(replica: Replica, stop: asyncio.Event) -> None:
+async def watch(replica: Replica, access: Access, stop: asyncio.Event) -> None:
     """Run kopf until `stop` is set."""
     registry = kopf.OperatorRegistry()
     namespaces = replica.settings.namespaces
     await kopf.operator(
         registry=registry,
-        settings=watches(replica, registry),
+        settings=watches(replica, access, registry),
         standalone=True,
         clusterwide=not namespaces,
         namespaces=list(namespaces),
@@ -76,12 +79,12 @@ async def watch(replica: Replica, stop: asyncio.Event) -> None:
 async def run(settings: Settings) -> None:
     """Run one replica until a signal, or until some part of it ends."""
     stop = asyncio.Event()
-    api = Api(connection())
+    access = await Access.load()
     try:
-        replica = Replica(settings, api)
+        replica = Replica(settings, Api(access))
 
         async def watched(replica: Replica, ended: asyncio.Event) -> None:
-            running = asyncio.create_task(watch(replica, ended))
+            running = asyncio.create_task(watch(replica, access, ended))
             await asyncio.sleep(0.1)  # kopf has put its own signal handlers up by now: replace them
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -89,7 +92,7 @@ async def run(settings: Settings) -> None:
 
         await replica.run(watched, stop)
     finally:
-        await api.close()
+        await access.close()
 
 
 def main() -> None:

@@ -17,21 +17,22 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from finetune.api import KIND
-from finetune.controller import complaints, health, progress
-from finetune.controller.apply import Applier
-from finetune.controller.following import follow
-from finetune.controller.lease import Lease
-from finetune.controller.metrics import Metrics
-from finetune.controller.queue import WorkQueue
-from finetune.controller.reconciler import Reconciler
-from finetune.controller.resources import EVENTS, FINETUNEJOBS, Resource, watched
-from finetune.controller.rest import Api
-from finetune.controller.resync import Resync
-from finetune.controller.senders import Senders
+from finetune.controller.cluster import complaints
+from finetune.controller.cluster.apply import Applier
+from finetune.controller.cluster.client import Api
+from finetune.controller.cluster.lease import Lease
+from finetune.controller.cluster.queue import WorkQueue
+from finetune.controller.cluster.reconciler import Reconciler
+from finetune.controller.cluster.resources import EVENTS, FINETUNEJOBS, Resource, watched
+from finetune.controller.cluster.resync import Resync
+from finetune.controller.cluster.store import Key, Store
+from finetune.controller.cluster.watches import follow
+from finetune.controller.decision.stages.pod import PodSettings
+from finetune.controller.serving import health, progress
+from finetune.controller.serving.metrics import Metrics
+from finetune.controller.serving.senders import Senders
+from finetune.controller.serving.trust import Trust
 from finetune.controller.settings import Settings
-from finetune.controller.stages.pod import PodSettings
-from finetune.controller.store import Key, Store
-from finetune.controller.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,9 @@ class Replica:
         self.watched = watched(settings.operator)
         self.resync = Resync(api, self.store, settings.namespaces or (None,), self.watched, self.enqueue)
         self.applier = Applier(api, self.store, settings.identity, self.lease.leading)
-        self.reconciler = Reconciler(self.store, self.queue, self.applier, self._pod_settings, self.metrics)
+        self.reconciler = Reconciler(
+            self.store, self.queue, self.applier, self._pod_settings, self.metrics.reconcile_seconds.observe
+        )
         self.writer = progress.ProgressWriter(api, self.store, now=progress.clock)
         self._deciding = False
         self._filled = False

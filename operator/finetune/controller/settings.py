@@ -7,12 +7,6 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-FIELD_MANAGER = "finetune-operator"
-"""Owner of everything in a FineTuneJob's status but the live progress."""
-
-PROGRESS_MANAGER = "finetune-progress"
-"""Owner of `status.progress`: any replica may receive a pod's report and write it."""
-
 
 class MissingSettingError(ValueError):
     """A variable that has no sensible default is not set."""

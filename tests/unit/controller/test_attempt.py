@@ -8,8 +8,8 @@ import pytest
 
 from finetune.api.contract import Step
 from finetune.api.status import AttemptOutcome
-from finetune.controller.observed import Observed, Warned
-from finetune.controller.stages import train
+from finetune.controller.decision.observed import Observed, Warned
+from finetune.controller.decision.stages import train
 from tests.builders import NOW, FineTuneJob, Job, Pod, error_report
 
 

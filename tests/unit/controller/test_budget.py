@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from finetune.api.status import Attempt, AttemptOutcome, Attempts
-from finetune.controller import budget
+from finetune.controller.decision import budget
 from tests.builders import NOW
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 
-from finetune.controller.certificates import Authority, issue, load_into, new_authority, renewed
+from finetune.controller.serving.certificates import Authority, issue, load_into, new_authority, renewed
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DAY = timedelta(days=1)

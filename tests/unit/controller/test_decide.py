@@ -10,9 +10,9 @@ import pytest
 from finetune.api.conditions import ConditionType, find, is_true
 from finetune.api.contract import Step
 from finetune.api.status import AttemptOutcome, Phase, Progress
-from finetune.controller.decide import Decision, decide, document
-from finetune.controller.observed import Observed, Warned
-from finetune.controller.stages.pod import PodSettings
+from finetune.controller.decision.decide import Decision, decide, document
+from finetune.controller.decision.observed import Observed, Warned
+from finetune.controller.decision.stages.pod import PodSettings
 from tests.builders import NOW, Claim, FineTuneJob, Job, Pod, error_report, stamp
 
 SETTINGS = PodSettings(steps_image="steps:1", train_image="train:1")
@@ -387,7 +387,7 @@ class TestProgress:
 
 
 def job_status(job: FineTuneJob):
-    from finetune.controller.observed import status_of
+    from finetune.controller.decision.observed import status_of
 
     return status_of(job.build())
 

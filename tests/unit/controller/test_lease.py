@@ -7,8 +7,8 @@ import copy
 
 import pytest
 
-from finetune.controller.lease import Lease
-from finetune.controller.rest import ApiError
+from finetune.controller.cluster.client import ApiError
+from finetune.controller.cluster.lease import Lease
 
 
 class Api:

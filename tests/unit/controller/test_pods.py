@@ -7,9 +7,9 @@ import json
 import pytest
 
 from finetune.api.contract import CA_ANNOTATION, JOB_ANNOTATION, OPERATOR_LABEL, StepJob
-from finetune.controller.observed import Observed
-from finetune.controller.resources import watched
-from finetune.controller.stages import pod, prepare, save, train, workspace
+from finetune.controller.cluster.resources import watched
+from finetune.controller.decision.observed import Observed
+from finetune.controller.decision.stages import pod, prepare, save, train, workspace
 from tests.builders import FineTuneJob
 
 SETTINGS = pod.PodSettings(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from finetune.api.contract import Step
-from finetune.controller.rest import ApiError
-from finetune.controller.senders import ForbiddenError, Senders, UnauthorizedError
-from finetune.controller.store import Store
+from finetune.controller.cluster.client import ApiError
+from finetune.controller.cluster.store import Store
+from finetune.controller.serving.senders import ForbiddenError, Senders, UnauthorizedError
 from tests.builders import FineTuneJob, Job, Pod
 
 
@@ -49,6 +49,15 @@ async def test_a_token_leads_over_pod_and_job_to_the_finetunejob_and_its_running
     job, step = await Senders(Api(*chain()), Store()).job_of("token")
     assert job["metadata"]["uid"] == "job-1"
     assert step == Step.TRAIN
+
+
+async def test_a_busy_server_is_no_reason_to_turn_a_pod_away():
+    class Busy(Api):
+        async def get(self, path):
+            raise ApiError(429, "TooManyRequests", "busy", retry_after=1.0)
+
+    with pytest.raises(ApiError, match="429"):
+        await Senders(Busy(*chain()), Store()).job_of("token")
 
 
 async def test_a_review_is_remembered():

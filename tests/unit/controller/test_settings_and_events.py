@@ -7,12 +7,12 @@ import asyncio
 import pytest
 
 from finetune.api.contract import Step
-from finetune.controller.decide import decide
-from finetune.controller.health import Health
-from finetune.controller.observed import Observed
+from finetune.controller.decision.decide import decide
+from finetune.controller.decision.observed import Observed
+from finetune.controller.decision.stages.pod import PodSettings
+from finetune.controller.decision.transitions import event, transitions
+from finetune.controller.serving.health import Health
 from finetune.controller.settings import MissingSettingError, Settings
-from finetune.controller.stages.pod import PodSettings
-from finetune.controller.transitions import event, transitions
 from tests.builders import NOW, Claim, FineTuneJob, Job, Pod
 
 IMAGES = {"FINETUNE_STEPS_IMAGE": "s", "FINETUNE_TRAIN_IMAGE": "t"}

@@ -7,9 +7,9 @@ import sys
 
 from finetune.api import KIND
 from finetune.api.contract import Step
-from finetune.controller.observed import Warned
-from finetune.controller.queue import WorkQueue
-from finetune.controller.store import Store, slim
+from finetune.controller.cluster.queue import WorkQueue
+from finetune.controller.cluster.store import Store, slim
+from finetune.controller.decision.observed import Warned
 from tests.builders import Claim, FineTuneJob, Job, Pod
 
 KEY = ("team", "tune")

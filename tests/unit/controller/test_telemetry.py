@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from finetune.api.contract import Step
 from finetune.api.status import Progress
-from finetune.controller.telemetry import BadReportError, Report, duration, parse, progress, summary
+from finetune.controller.serving.telemetry import BadReportError, Report, duration, parse, progress, summary
 from tests.builders import NOW
 
 

@@ -7,12 +7,13 @@ import asyncio
 import pytest
 
 from finetune.api import KIND
-from finetune.controller import resync
-from finetune.controller.following import follow
-from finetune.controller.resources import WATCHED
-from finetune.controller.rest import ApiError, ConfigurationError
-from finetune.controller.resync import Resync
-from finetune.controller.store import Store
+from finetune.controller.cluster import resync
+from finetune.controller.cluster.access import ConfigurationError
+from finetune.controller.cluster.client import ApiError
+from finetune.controller.cluster.resources import WATCHED
+from finetune.controller.cluster.resync import Resync
+from finetune.controller.cluster.store import Store
+from finetune.controller.cluster.watches import follow
 from tests.builders import FineTuneJob, Job
 
 KINDS = {resource.plural: resource.kind for resource in WATCHED}
@@ -75,6 +76,69 @@ async def test_a_missing_definition_is_named_with_its_remedy():
         await compared(Bare(), Store())[0].fill()
 
 
+@pytest.fixture
+def no_pauses(monkeypatch):
+    """Waits take no time; what is waited for else is as it was."""
+
+    async def at_once(_):
+        return None
+
+    monkeypatch.setattr("finetune.controller.cluster.backoff.asyncio.sleep", at_once)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        ApiError(429, "TooManyRequests", "storage is (re)initializing", retry_after=1.0),
+        ApiError(503, "ServiceUnavailable", "apiserver is shutting down"),
+        ConnectionError("the connection was dropped"),
+        TimeoutError(),
+    ],
+)
+async def test_a_server_that_is_busy_at_the_start_is_asked_until_it_answers(no_pauses, trouble):
+    class Busy(Api):
+        async def get(self, path, query=None, accept=""):
+            self.asked = getattr(self, "asked", 0) + 1
+            if self.asked % 3:
+                raise trouble
+            return await super().get(path, query, accept)
+
+    store = Store()
+    await compared(Busy(FineTuneJob().build(), Job("prepare").build()), store)[0].fill()
+    assert len(store.observe(("team", "tune")).jobs) == 1
+
+
+async def test_a_list_that_the_server_forgot_half_way_is_read_from_its_beginning():
+    class Forgetful(Api):
+        forgot = False
+
+        async def get(self, path, query=None, accept=""):
+            page = await super().get(path, query, accept)
+            start = int((query or {}).get("continue", 0))
+            if start and not self.forgot:
+                self.forgot = True
+                raise ApiError(410, "Expired", "the continue token is too old")
+            if page["items"][start + 1 :]:
+                page["metadata"]["continue"] = str(start + 1)
+            return page | {"items": page["items"][start : start + 1]}
+
+    store = Store()
+    await compared(Forgetful(*(FineTuneJob(name, name).build() for name in "abc")), store)[0].fill()
+    assert len(store.job_keys()) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(403, "finetunejobs.finetune.dev cannot be listed"), (401, "credentials")]
+)
+async def test_a_server_that_lets_the_operator_see_nothing_ends_it_in_a_sentence(status, said):
+    class Closed(Api):
+        async def get(self, path, query=None, accept=""):
+            raise ApiError(status, "", "no")
+
+    with pytest.raises(ConfigurationError, match=said):
+        await compared(Closed(), Store())[0].fill()
+
+
 async def test_what_vanished_while_nobody_watched_is_removed_and_its_job_visited():
     store, job, child = Store(), FineTuneJob().build(), Job("prepare").build()
     store.feed(job)
@@ -126,7 +190,7 @@ async def test_a_watch_begins_anew_and_says_what_a_new_list_holds(monkeypatch, t
     async def at_once(_):
         return None
 
-    monkeypatch.setattr("finetune.controller.following.asyncio.sleep", at_once)
+    monkeypatch.setattr("finetune.controller.cluster.watches.asyncio.sleep", at_once)
     job = Job("prepare").build()
     api, seen, lists = Api(job), [], []
     version = {"resourceVersion": "5"}

@@ -1,0 +1,151 @@
+"""How the API server is reached: what the official client loads of a pod's service account or of a kubeconfig, kept
+fresh for as long as the process runs.
+
+Loading is `kubernetes.aio`'s: exec plug-ins, token files, client certificates, tls-server-name, proxies. What it does
+not do is load again: an answer 401 is the moment to, for kopf's requests and for ours alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import aiohttp
+import yaml
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+
+log = logging.getLogger(__name__)
+
+USER_AGENT = "finetune-operator"
+
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+_TRIES = 3
+_SECONDS_BETWEEN_LOADS = 5.0
+_BUFFER_BYTES = 2**16
+"""Read ahead for each connection. The client's own 2 MiB are for readers that want a whole line in the buffer."""
+
+
+class ConfigurationError(ValueError):
+    """The operator cannot work as it is set up; the message says what to change."""
+
+
+class Access:
+    """Connections to one API server, with credentials that are loaded again when the server no longer takes them."""
+
+    def __init__(self, configuration: Configuration, kubeconfig: str | None = None) -> None:
+        self._configuration, self._kubeconfig = configuration, kubeconfig
+        self._clients: list[ApiClient] = []
+        self._loading = asyncio.Lock()
+        self._loaded_at = time.monotonic()
+        configuration.client_session_kwargs = {"middlewares": (self._authorise,), "read_bufsize": _BUFFER_BYTES}
+
+    @classmethod
+    async def load(cls, environment: Mapping[str, str] = os.environ) -> Access:
+        """From the pod's service account, or else from the kubeconfig files. Raises ConfigurationError."""
+        kubeconfig = _kubeconfig(environment)
+        configuration = Configuration()
+        await _load_into(configuration, kubeconfig)
+        return cls(configuration, kubeconfig)
+
+    @property
+    def server(self) -> str:
+        """The API server's URL."""
+        return str(self._configuration.host)
+
+    def client(self, connections: int) -> ApiClient:
+        """The official client over a pool of that many connections; 0 for as many as are asked for."""
+        self._configuration.connection_pool_maxsize = connections
+        client = ApiClient(self._configuration)
+        client.user_agent = USER_AGENT
+        self._clients.append(client)
+        return client
+
+    def session(self) -> aiohttp.ClientSession:
+        """A session for requests that somebody else makes (kopf), with the same credentials; theirs to close."""
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._of_sessions.rest_client.ssl_context),
+            headers={"User-Agent": USER_AGENT},
+            proxy=self._configuration.proxy,
+            trust_env=True,
+            middlewares=(self._authorise,),
+            read_bufsize=_BUFFER_BYTES,
+        )
+
+    @functools.cached_property
+    def _of_sessions(self) -> ApiClient:
+        """Never called: it holds the TLS settings that sessions share."""
+        return self.client(0)
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.close()
+
+    async def _authorise(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Give a request the credentials of the moment; where they are refused, load them anew and ask again."""
+        request.server_hostname = self._configuration.tls_server_name
+        for left in reversed(range(_TRIES)):
+            asked_at = time.monotonic()
+            # The client reads a token file to its end, line break included, which no header may have.
+            if token := (await self._configuration.get_api_key_with_prefix("BearerToken") or "").strip():
+                request.headers["Authorization"] = token
+            response = await handler(request)
+            if response.status != 401 or not left:
+                break
+            response.close()  # the connection, too: it may stand for a client certificate that has expired
+            await self._reload(asked_at)
+        return response
+
+    async def _reload(self, asked_at: float) -> None:
+        """Load the credentials again, unless that happened since they were used; not more often than now and then."""
+        async with self._loading:
+            if self._loaded_at > asked_at:
+                return
+            await asyncio.sleep(max(0.0, self._loaded_at + _SECONDS_BETWEEN_LOADS - time.monotonic()))
+            try:
+                await _load_into(self._configuration, self._kubeconfig)
+            except ConfigurationError as error:
+                log.warning("the credentials could not be loaded again: %s", error)
+            self._loaded_at = time.monotonic()
+            if certificate := self._configuration.cert_file:
+                for client in self._clients:
+                    client.rest_client.ssl_context.load_cert_chain(certificate, self._configuration.key_file)
+
+
+def _kubeconfig(environment: Mapping[str, str]) -> str | None:
+    """The path, or paths, of the kubeconfig; None in a pod."""
+    if "KUBERNETES_SERVICE_HOST" in environment and _ACCOUNT.exists():
+        return None
+    paths = environment.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    if not any(Path(path).expanduser().exists() for path in paths.split(os.pathsep) if path):
+        raise ConfigurationError(f"not in a pod, and there is no kubeconfig at {paths}: set KUBECONFIG")
+    return paths
+
+
+async def _load_into(configuration: Configuration, kubeconfig: str | None) -> None:
+    """Set server and credentials. Raises ConfigurationError with the reason."""
+    try:
+        if kubeconfig is None:
+            load_incluster_config(client_configuration=configuration)
+        else:
+            await load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+    except (ConfigException, OSError, ValueError, yaml.YAMLError) as error:
+        where = f"the kubeconfig {kubeconfig}" if kubeconfig else "the pod's service account"
+        raise ConfigurationError(f"{where} cannot be used: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:  # how the client takes what is missing
+        raise ConfigurationError(
+            f"the kubeconfig {kubeconfig} cannot be used: its current context names no user, or it is no kubeconfig"
+        ) from error
+    secured = str(configuration.host).startswith("https:")
+    if secured and not configuration.cert_file and not configuration.api_key.get("BearerToken"):
+        raise ConfigurationError(
+            f"the kubeconfig {kubeconfig} gives its current user no credentials: it takes a token, a tokenFile, a "
+            "client certificate or an exec plug-in; what such a plug-in says stands in the log before this line"
+        )

@@ -1,0 +1,163 @@
+"""Carries out a decision: the status first, then children, suspensions and deletions; every answer feeds the store.
+
+The order makes a crash harmless: what status says happens next is decided again from what exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from finetune.api import API_VERSION, KIND
+from finetune.api.status import Progress
+from finetune.controller.cluster.backoff import until_answered
+from finetune.controller.cluster.client import ApiError
+from finetune.controller.cluster.resources import BY_KIND, EVENTS, FINETUNEJOBS
+from finetune.controller.cluster.store import Store
+from finetune.controller.decision.decide import Decision, document
+from finetune.controller.decision.observed import Object, Observed, owner_uid
+from finetune.controller.decision.transitions import event, transitions
+
+FIELD_MANAGER = "finetune-operator"
+"""Owner of everything in a FineTuneJob's status but the live progress."""
+
+PROGRESS_MANAGER = "finetune-progress"
+"""Owner of `status.progress`: any replica may receive a pod's report and write it."""
+
+_DRAIN_SECONDS = 5.0
+
+
+class NotLeadingError(Exception):
+    """The lease is lost: not one more write."""
+
+
+class Writer(Protocol):
+    """The writes that a decision needs; the API client, or a model of the server in the simulation."""
+
+    async def get(self, path: str) -> dict[str, Any]: ...
+    async def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]: ...
+    async def merge(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]: ...
+    async def apply(self, path: str, body: Mapping[str, Any], manager: str) -> dict[str, Any]: ...
+    async def delete(self, path: str, uid: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What the server said against it; the decision is then made again with that knowledge."""
+
+    conflicts: tuple[str, ...] = ()
+    refused: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.conflicts or self.refused)
+
+
+@dataclass
+class Applier:
+    """Writes decisions of one replica, as long as it leads."""
+
+    api: Writer
+    store: Store
+    identity: str = ""
+    leading: Callable[[], bool] = lambda: True
+    _told: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def apply(self, observed: Observed, decision: Decision) -> Applied:
+        """Carry the decision out. Raises ApiError when the server cannot be reached or the job changed meanwhile."""
+        job = observed.job
+        if decision.status is not None:
+            job = await self._write_status(observed, decision)
+        if decision.progress is not None:
+            self._check()
+            self.store.feed(await write_progress(self.api, job, decision.progress))
+        for child, wanted in decision.suspend:
+            self._check()
+            path = BY_KIND[child.kind].path(observed.namespace, child.name)
+            self.store.feed(await self.api.merge(path, {"metadata": {"uid": child.uid}, "spec": {"suspend": wanted}}))
+        for child in decision.delete:
+            self._check()
+            await self.api.delete(BY_KIND[child.kind].path(observed.namespace, child.name), child.uid)
+        for body in decision.create:
+            if applied := await self._create(observed, body):
+                return applied
+        return Applied()
+
+    async def _write_status(self, observed: Observed, decision: Decision) -> Object:
+        assert decision.status is not None
+        self._check()
+        before = observed.status
+        written = await _apply_status(self.api, observed.job, document(decision.status), FIELD_MANAGER)
+        self.store.feed(written)
+        for transition in transitions(before, decision.status):
+            self._tell(observed, event(observed, transition, datetime.now(UTC), self.identity))
+        return written
+
+    async def _create(self, observed: Observed, body: dict[str, Any]) -> Applied:
+        self._check()
+        resource, name = BY_KIND[body["kind"]], body["metadata"]["name"]
+        try:
+            self.store.feed(await self.api.create(resource.path(observed.namespace), body))
+            return Applied()
+        except ApiError as error:
+            if error.status in (400, 422):
+                return Applied(refused=f"the server does not accept the {body['kind']} {name}: {error.message}")
+            if error.status == 403:
+                return Applied(conflicts=(f"the {body['kind']} {name} cannot be created: {error.message}",))
+            if error.status != 409 or error.reason != "AlreadyExists":
+                raise
+        try:
+            existing = await self.api.get(resource.path(observed.namespace, name))
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return Applied(conflicts=(f"waiting for {body['kind']} {name} to be gone",))
+        if owner_uid(existing) == observed.uid and "deletionTimestamp" not in existing["metadata"]:
+            self.store.feed(existing)
+            return Applied()
+        whose = "of the former job of this name" if owner_uid(existing) else "that is not the operator's"
+        return Applied(conflicts=(f"waiting for {body['kind']} {name} {whose} to be gone",))
+
+    def _check(self) -> None:
+        if not self.leading():
+            raise NotLeadingError
+
+    def _tell(self, observed: Observed, body: dict[str, Any]) -> None:
+        """Post an Event beside the work, which does not wait for it."""
+        create = functools.partial(self.api.create, EVENTS.path(observed.namespace), body)
+
+        async def post() -> None:
+            with contextlib.suppress(ApiError):  # told already (409), or the namespace goes (403, 404)
+                await until_answered(create, f"{observed.namespace}/{observed.name}: an Event is not posted yet")
+
+        task = asyncio.get_running_loop().create_task(post())
+        self._told.add(task)
+        task.add_done_callback(self._told.discard)
+
+    async def drain(self) -> None:
+        """Wait until the Events are posted, within reason: they are news, not state."""
+        if self._told:
+            _, late = await asyncio.wait(self._told, timeout=_DRAIN_SECONDS)
+            for task in late:
+                task.cancel()
+
+
+async def write_progress(api: Writer, job: Object, progress: Progress) -> dict[str, Any]:
+    """Write `status.progress`, and nothing else, of that very job."""
+    return await _apply_status(api, job, {"progress": progress.wire()}, PROGRESS_MANAGER)
+
+
+async def _apply_status(api: Writer, job: Object, status: dict[str, Any], manager: str) -> dict[str, Any]:
+    """Apply to the status of the very object that was read; anything else there is a conflict.
+
+    Only the resourceVersion can say so: on the status of a custom resource, the server ignores a UID in the body, and
+    a job that was deleted and applied again would inherit the status of its predecessor.
+    """
+    metadata = {key: job["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
+    body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status}
+    path = FINETUNEJOBS.path(metadata["namespace"], metadata["name"], "status")
+    return await api.apply(path, body, manager)

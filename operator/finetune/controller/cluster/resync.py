@@ -1,0 +1,164 @@
+"""Compares the store with the server: once in full before the first decision, then by metadata every so often.
+
+A watch may skip a deletion (kopf's does after each relist) or stand still without an error. What is gone is removed
+here; what stays behind is fetched, and when that happens twice in a row the watch counts as dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune.controller.cluster.access import ConfigurationError
+from finetune.controller.cluster.backoff import UNREACHABLE, until_answered
+from finetune.controller.cluster.client import METADATA_ONLY, Api, ApiError
+from finetune.controller.cluster.resources import Resource
+from finetune.controller.cluster.store import Key, Store
+
+log = logging.getLogger(__name__)
+
+_PAGE = "100"
+_TOLERATED_ROUNDS = 2
+_GRACE_SECONDS = 3.0
+"""A watch that lives brings a change well within this."""
+
+
+@dataclass
+class Resync:
+    """The comparison, for one namespace or the whole cluster each."""
+
+    api: Api
+    store: Store
+    namespaces: tuple[str | None, ...]
+    watched: tuple[Resource, ...]
+    enqueue: Callable[[Key], None]
+    lagging_rounds: int = 0
+    rounds: int = 0
+    _behind: set[tuple[str, str, str]] = field(default_factory=set)
+
+    async def fill(self) -> None:
+        """List everything in full. Until this is done nothing may be decided: an absent child might just be unread.
+
+        Waits as long as the server cannot answer. Raises ConfigurationError for what no waiting would change."""
+        for resource in self.watched:
+            try:
+                for namespace in self.namespaces:
+                    await self._read(resource, namespace)
+                await self._compare(resource)
+            except ApiError as error:
+                raise _final(error, resource) from error
+
+    async def _read(self, resource: Resource, namespace: str | None) -> None:
+        """Feed the store with one list; from its beginning again when the server forgot where we were (410)."""
+        while True:
+            try:
+                async for page in self._pages(resource, namespace):
+                    for item in page.get("items") or ():
+                        self.store.feed({**item, "kind": resource.kind})
+                return
+            except ApiError as error:
+                if error.status != 410:
+                    raise
+
+    async def run(self, seconds: float) -> None:
+        """Compare every so often, for ever."""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await self.round()
+            except UNREACHABLE as error:
+                log.warning("the store could not be compared with the server: %r", error)
+
+    async def round(self) -> None:
+        """One comparison of all kinds."""
+        behind: set[tuple[str, str, str]] = set()
+        for resource in self.watched:
+            try:
+                behind |= await self._compare(resource, _GRACE_SECONDS)
+            except ApiError as error:
+                if error.status == 404:
+                    raise _final(error, resource) from error
+                raise
+        again = behind & self._behind
+        self.lagging_rounds = self.lagging_rounds + 1 if again else 0
+        self._behind = behind
+        self.rounds += 1
+        if again:
+            log.warning("the watches lag behind: %s", sorted(again)[:5])
+        if self.rounds % 10 == 0:
+            for key in self.store.job_keys():
+                self.enqueue(key)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the watches bring what happens."""
+        return self.lagging_rounds < _TOLERATED_ROUNDS
+
+    async def _compare(self, resource: Resource, grace: float = 0.0) -> set[tuple[str, str, str]]:
+        """Remove what is gone, fetch what the watch has not brought within the grace; the latter is returned."""
+        behind = set()
+        for namespace in self.namespaces:
+            seen: dict[tuple[str, str], tuple[str, int]] = {}
+            version = 0
+            async for page in self._pages(resource, namespace, METADATA_ONLY):
+                version = version or int(page["metadata"]["resourceVersion"])
+                for item in page.get("items") or ():
+                    metadata = item["metadata"]
+                    seen[metadata["namespace"], metadata["name"]] = metadata["uid"], int(metadata["resourceVersion"])
+            self.forget_missing(resource, namespace, {uid for uid, _ in seen.values()}, version)
+            if self._older(resource, seen):
+                await asyncio.sleep(grace)
+                for place in self._older(resource, seen):
+                    behind.add((resource.kind, *place))
+                    await self._fetch(resource, *place)
+        return behind
+
+    def forget_missing(self, resource: Resource, namespace: str | None, uids: set[str], version: int) -> None:
+        """Remove what a list of that resourceVersion should have held and did not."""
+        for place, (uid, known_version) in self.store.versions(resource.kind).items():
+            mine = namespace is None or place[0] == namespace
+            if mine and known_version <= version and uid not in uids:
+                self._tell(self.store.remove(resource.kind, *place, uid=uid))
+
+    def _older(self, resource: Resource, seen: dict[tuple[str, str], tuple[str, int]]) -> list[tuple[str, str]]:
+        """What the store has not seen in the version that the server listed."""
+        known = self.store.versions(resource.kind)
+        return [place for place, (_, newest) in seen.items() if known.get(place, ("", 0))[1] < newest]
+
+    async def _fetch(self, resource: Resource, namespace: str, name: str) -> None:
+        with contextlib.suppress(ApiError):
+            self._tell(self.store.feed(await self.api.get(resource.path(namespace, name))))
+
+    def _tell(self, key: Key | None) -> None:
+        if key is not None:
+            self.enqueue(key)
+
+    async def _pages(
+        self, resource: Resource, namespace: str | None, accept: str = ""
+    ) -> AsyncIterator[dict[str, Any]]:
+        """A list, page by page: managedFields and annotations make even the metadata of 1,000 pods a burden."""
+        query = {"limit": _PAGE} | ({"labelSelector": resource.selector} if resource.selector else {})
+        while True:
+            list_page = functools.partial(self.api.get, resource.path(namespace), query, accept=accept)
+            page = await until_answered(list_page, f"{resource.plural} cannot be listed")
+            yield page
+            token = page["metadata"].get("continue")
+            if not token:
+                return
+            query["continue"] = token
+
+
+def _final(error: ApiError, resource: Resource) -> ConfigurationError:
+    """The sentence for a list that the server will not give, however often it is asked."""
+    name = f"{resource.plural}.{resource.group}".rstrip(".")
+    if error.status == 404:
+        remedy = "apply manifests/crd.yaml, or install the Helm chart with crd.install"
+        return ConfigurationError(f"the API server does not know {name}; {remedy}")
+    if error.status == 401:
+        return ConfigurationError(f"the API server does not accept the operator's credentials: {error.message}")
+    return ConfigurationError(f"{name} cannot be listed: {error}; the Helm chart's RBAC (rbac.create) allows it")

@@ -1,0 +1,100 @@
+"""Events: what changed between two statuses, for `kubectl describe`. Only transitions, each with a name of its own.
+
+The name is made of what happened, so telling it twice (after a crash, from two visits) meets itself as a 409.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from finetune.api import API_VERSION, KIND
+from finetune.api.conditions import ConditionStatus, ConditionType
+from finetune.api.status import AttemptOutcome, FineTuneJobStatus
+from finetune.controller.decision import budget
+from finetune.controller.decision.observed import Observed
+
+_TEXTS = {
+    ConditionType.MODEL_DOWNLOADED: "the base model is downloaded",
+    ConditionType.TOKENS_ADDED: "the tokens are added to tokenizer and embeddings",
+    ConditionType.MODEL_RELOADED: "the extended model reloads and keeps its promises",
+    ConditionType.DATASET_LOADED: "the dataset is turned into token ids",
+    ConditionType.TRAINED: "training is done",
+    ConditionType.SAVED: "the result is saved",
+    ConditionType.COMPLETE: "the job is complete",
+    ConditionType.FAILED: "the job failed",
+    ConditionType.SUSPENDED: "the job is suspended",
+}
+
+_QUIET = ("NotNeeded", "NotSuspended", "Running", "Pending")
+
+
+class Transition(NamedTuple):
+    """Something that a person may want to know happened."""
+
+    type: str
+    reason: str
+    message: str
+    identity: str
+
+
+def transitions(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Transition]:
+    """What happened between two statuses."""
+    known = {condition.type: condition.status for condition in before.conditions or ()}
+    for condition in after.conditions or ():
+        if condition.status != ConditionStatus.TRUE or known.get(condition.type) == condition.status:
+            continue
+        if condition.reason in _QUIET:
+            continue
+        failed = condition.type == ConditionType.FAILED
+        message = condition.message or _TEXTS[condition.type]
+        when = condition.last_transition_time.isoformat()
+        yield Transition(
+            "Warning" if failed else "Normal", condition.reason if failed else condition.type, message, when
+        )
+    ends = {(item.stage, item.number) for item in (before.attempts or budget.NONE).history or () if _ended(item)}
+    for item in (after.attempts or budget.NONE).history or ():
+        if _ended(item) and (item.stage, item.number) not in ends and item.outcome != AttemptOutcome.SUCCEEDED:
+            message = f"{item.stage} attempt {item.number}: {item.reason}: {item.message}"
+            yield Transition("Warning", item.outcome, message, f"{item.stage}-{item.number}")
+    if after.message != before.message and after.message and after.message.startswith(_TELLING):
+        yield Transition("Warning", "Waiting", after.message, "")
+
+
+_TELLING = ("the pod cannot be created", "the workspace volume is not provisioned", "waits for the claim")
+
+
+def _ended(item: Any) -> bool:
+    return item.outcome not in budget.OPEN
+
+
+def event(observed: Observed, transition: Transition, now: datetime, instance: str) -> dict[str, Any]:
+    """The Event object."""
+    text = "\0".join((observed.uid, *transition))
+    time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{observed.name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}",
+            "namespace": observed.namespace,
+        },
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": observed.name,
+            "namespace": observed.namespace,
+            "uid": observed.uid,
+        },
+        "type": transition.type,
+        "reason": transition.reason,
+        "message": transition.message[:1024],
+        "source": {"component": "finetune-operator", "host": instance},
+        "reportingComponent": "finetune-operator",
+        "reportingInstance": instance,
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+        "count": 1,
+    }

@@ -1,0 +1,1 @@
+"""What a replica serves over HTTP: live progress from pods, health, metrics."""
