@@ -56,7 +56,7 @@ def watches(replica: Replica, access: Access, registry: kopf.OperatorRegistry) -
             log.exception("an event of a FineTuneJob could not be read")
 
     @kopf.on.login(registry=registry)
-    def login(**_: Any) -> kopf.AiohttpSession:
+    async def login(**_: Any) -> kopf.AiohttpSession:
         return kopf.AiohttpSession(server=access.server, aiohttp_session=access.session())
 
     return settings

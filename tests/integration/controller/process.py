@@ -59,13 +59,14 @@ class OperatorProcess:
     def tail(self) -> str:
         return self.log.read_text()[-4000:]
 
-    def start(self, *, ready: bool = True) -> OperatorProcess:
+    def start(self, *, ready: bool = True, seconds: float = 30) -> OperatorProcess:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "finetune.controller.main"], env=self._environment, stdout=log, stderr=log
             )
         if ready:
-            self.wait_until(lambda: self.probe("readyz") == 200 and "finetune_leading 1.0" in self.page("metrics"))
+            leads = "finetune_leading 1.0"
+            self.wait_until(lambda: self.probe("readyz") == 200 and leads in self.page("metrics"), seconds)
         return self
 
     def stop(self, number: int = signal.SIGTERM) -> int:

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 UNREACHABLE = (ApiError, OSError, TimeoutError)
 """What a request raises; which of it may pass is `passing`'s answer."""
 
-_FIRST_SECONDS, _LONGEST_SECONDS = 0.2, 60.0
+_FIRST_SECONDS, _LONGEST_SECONDS = 0.2, 30.0
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _JITTER = 0.2
 """Up to this share on top, so that what was refused together does not come back together."""
@@ -31,11 +31,13 @@ class BackOff:
         self._failures = 0
 
     def after(self, error: Exception | None = None) -> float:
-        """Seconds until the next try: the server's own Retry-After, or 0.2 s, 0.4 s ... a minute."""
+        """Seconds until the next try: the server's own Retry-After, or 0.2 s, 0.4 s ... half a minute."""
         asked = error.retry_after if isinstance(error, ApiError) else None
-        own = min(self._longest, _FIRST_SECONDS * 2.0 ** min(self._failures, 16))
-        self._failures += 1
-        wait = own if asked is None else min(max(asked, _FIRST_SECONDS), _LONGEST_SECONDS)
+        if asked is not None:
+            wait = min(max(asked, _FIRST_SECONDS), _LONGEST_SECONDS)
+        else:
+            wait = min(self._longest, _FIRST_SECONDS * 2.0 ** min(self._failures, 16))
+            self._failures += 1
         return wait * (1 + random.uniform(0, _JITTER))  # noqa: S311 - no secret
 
     def reset(self) -> None:
@@ -69,4 +71,4 @@ class Unending:
         seconds = _FIRST_SECONDS
         while True:
             yield seconds
-            seconds = min(_LONGEST_SECONDS / 2, seconds * 2)
+            seconds = min(_LONGEST_SECONDS, seconds * 2)

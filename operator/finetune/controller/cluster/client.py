@@ -124,7 +124,7 @@ class Api:
                     raise _error(response, await response.read())
                 yield response
         except aiohttp.ClientError as error:
-            raise ConnectionError(repr(error)) from error
+            raise ConnectionError(f"{type(error).__name__}: {error}") from error
 
 
 def _error(response: aiohttp.ClientResponse, answer: bytes) -> ApiError:
