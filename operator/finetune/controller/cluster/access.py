@@ -96,6 +96,8 @@ class Access:
             # The client reads a token file to its end, line break included, which no header may have.
             if token := (await self._configuration.get_api_key_with_prefix("BearerToken") or "").strip():
                 request.headers["Authorization"] = token
+            if request.session.closed:  # by kopf, meanwhile: as aiohttp has it, which kopf knows how to mend
+                raise RuntimeError("Session is closed")
             response = await handler(request)
             if response.status != 401 or not left:
                 break
