@@ -16,9 +16,9 @@ import pytest
 
 from finetune.api.contract import ExitCode
 from finetune.steps.dataset.step import run
-from finetune.steps.failure import StepFailure
-from finetune.steps.staging import publish
+from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.tokens import step
+from finetune.steps.workspace.staging import publish
 from tests.models import tiny
 from tests.poems import made as poems
 from tests.unit.steps.adding import result

@@ -12,14 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.api.contract import ExitCode
-from finetune.steps import reload
-from finetune.steps.failure import StepFailure
-from finetune.steps.staging import publish
-from finetune.steps.tokens import architectures
+from finetune.steps.model_files.checkpoint import read_checkpoint
+from finetune.steps.reload import step as reload
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.token_matrices import architectures
+from finetune.steps.token_matrices.architectures import TABLE
+from finetune.steps.token_matrices.matrices import NotEditable, UnknownArchitecture
+from finetune.steps.token_matrices.resizing import matrices_by_resizing
 from finetune.steps.tokens import step as add_tokens
-from finetune.steps.tokens.architectures import TABLE, NotEditable, UnknownArchitecture
-from finetune.steps.tokens.checkpoint import read_checkpoint
-from finetune.steps.tokens.resizing import matrices_by_resizing
+from finetune.steps.workspace.staging import publish
 from tests.unit.steps.families import VOCABULARY, edit_config, edit_tensors, rename, tiny_of
 from tests.unit.steps.flow import Workshop
 from tests.unit.steps.jobs import layout, report_of

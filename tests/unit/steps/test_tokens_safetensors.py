@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from finetune.steps.tokens.checkpoint import NoSafetensors, read_checkpoint
-from finetune.steps.tokens.safetensors_file import InvalidSafetensors, read_header, write_header
+from finetune.steps.model_files.checkpoint import NoSafetensors, read_checkpoint
+from finetune.steps.model_files.safetensors_file import InvalidSafetensors, read_header, write_header
 from tests.models import tiny
 
 GOOD = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
