@@ -16,5 +16,5 @@ def test_imports_go_round_in_no_circle() -> None:
     try:
         TopologicalSorter(imports).prepare()
     except CycleError as error:
-        circle = " <- ".join(reversed(error.args[1]))
+        circle = " -> ".join(reversed(error.args[1]))  # it lists the imported before those that import them
         raise AssertionError(f"imports in a circle: {circle}") from None
