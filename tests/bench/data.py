@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.steps.staging import MANIFEST
+from finetune.steps.workspace.staging import MANIFEST
 from tests.bench.process import Measured, measure
 from tests.bench.table import FOLDER, Row, write
 from tests.models import CORPUS, smollm2

@@ -54,7 +54,7 @@ STALLED = r"training stood still for (\d+) ms"
 EVERY_STEP = """
 import sys
 if "finetune.steps.train.worker" in sys.orig_argv:
-    from finetune.steps import progress
+    from finetune.steps.runtime import progress
     progress.INTERVAL = 0.0
 """
 """A sitecustomize.py: progress is said after every step, so that kills can be told to the step."""
@@ -63,8 +63,8 @@ SYNCHRONOUS = """
 import sys
 from finetune.steps.train import worker
 if sys.argv.pop(1) == "waiting":
-    from finetune.steps.train import trainer
-    trainer.available_memory = lambda: 0
+    from finetune.steps.train.trainer import resumable
+    resumable.available_memory = lambda: 0
 sys.exit(worker.main())
 """
 """The training process, in one case of the mind that there is no memory for a copy."""

@@ -29,10 +29,10 @@ import numpy as np
 
 from finetune.api.contract import Layout
 from finetune.steps.cache import MODELS, cached
-from finetune.steps.memory import available_memory
-from finetune.steps.staging import publish
-from finetune.steps.tokens.checkpoint import Checkpoint, read_checkpoint
-from finetune.steps.tokens.safetensors_file import Header, Tensor, write_header
+from finetune.steps.model_files.checkpoint import Checkpoint, read_checkpoint
+from finetune.steps.model_files.safetensors_file import Header, Tensor, write_header
+from finetune.steps.runtime.memory import available_memory
+from finetune.steps.workspace.staging import publish
 from tests.bench.process import Measured, best, measure
 from tests.bench.table import FOLDER, Row, write
 from tests.models import smollm2
@@ -46,7 +46,8 @@ WARM_RUNS = 7
 
 OURS = """
 import sys
-from finetune.steps import __main__, staging
+from finetune.steps import __main__
+from finetune.steps.workspace import staging
 if "--no-fsync" in sys.argv: staging.make_durable = lambda folder: None
 sys.exit(__main__.main(["add-tokens"]))
 """

@@ -30,7 +30,7 @@ from tokenizers import Tokenizer
 from finetune.api.contract import PROGRESS_PREFIX
 from finetune.api.implemented import not_implemented
 from finetune.steps.dataset.step import run as load_dataset
-from finetune.steps.staging import published
+from finetune.steps.workspace.staging import published
 from tests.bench.resume import EVERY_STEP
 from tests.bench.table import FOLDER, Row, write
 from tests.models import CORPUS, smollm2
@@ -220,7 +220,7 @@ def peer(folder: Path, content: Path, *, packed: bool) -> Run:
 
 def padding(shop: Workshop) -> float:
     """Share of padding in the batches of one pass over the rows as they lie."""
-    from finetune.steps.train.examples import Examples
+    from finetune.steps.train.data.examples import Examples
 
     examples = Examples(shop.layout.dataset / "train")
     lengths = [len(examples[index]["input_ids"]) for index in range(len(examples))]

@@ -32,10 +32,11 @@ from tokenizers import AddedToken, Tokenizer
 
 from finetune.api.contract import Layout
 from finetune.api.spec import TokenSource
-from finetune.steps.tokens.learn.corpus import Corpus, held_out_parts, training_parts
+from finetune.steps.tokens.learn.corpus import Corpus
 from finetune.steps.tokens.learn.families import Continued
 from finetune.steps.tokens.learn.held_out import changed, encoded, measured
 from finetune.steps.tokens.learn.learning import Learned, learn
+from finetune.steps.tokens.learn.parts import held_out_parts, training_parts
 from tests import poems
 from tests.bench.table import FOLDER, Row, write
 from tests.models import smollm2

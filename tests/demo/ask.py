@@ -9,7 +9,7 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune.steps.likelihood import Continuation, Prompts
+from finetune.steps.inference.likelihood import Continuation, Prompts
 
 MARKER = "<think>"
 

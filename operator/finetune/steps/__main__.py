@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from finetune.steps import stop
+from finetune.steps.runtime import stop
 
 
 def main(arguments: list[str] | None = None) -> int:

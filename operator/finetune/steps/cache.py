@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import NEVER_RETRIED, ExitCode, Layout
-from finetune.steps.failure import StepFailure, failure_of
-from finetune.steps.staging import MANIFEST, Write, digest, fill, flush, make_durable, manifest_of, remove
-from finetune.steps.tokens.copying import share_file, take_file
+from finetune.steps.model_files.copying import share_file, take_file
+from finetune.steps.runtime.failure import StepFailure, failure_of
+from finetune.steps.workspace.staging import MANIFEST, Write, digest, fill, flush, make_durable, manifest_of, remove
 
 FOLDER = "finetune-cache"
 """Where the entries lie in the claim, which may hold other things as well."""

@@ -15,16 +15,16 @@ from collections.abc import Callable
 from pydantic import ValidationError
 
 from finetune.api.contract import ExitCode, Layout, Step, StepError, StepJob, StepReport
-from finetune.steps import stop
-from finetune.steps.failure import StepFailure, failure_of
+from finetune.steps.runtime import stop
+from finetune.steps.runtime.failure import StepFailure, failure_of
 
 MODULES = {
-    Step.DOWNLOAD: ("finetune.steps.download", "fetch the base model into the workspace"),
+    Step.DOWNLOAD: ("finetune.steps.download.step", "fetch the base model into the workspace"),
     Step.ADD_TOKENS: ("finetune.steps.tokens.step", "add the job's tokens to tokenizer and embedding matrices"),
-    Step.RELOAD: ("finetune.steps.reload", "prove that the extended model loads and works"),
+    Step.RELOAD: ("finetune.steps.reload.step", "prove that the extended model loads and works"),
     Step.LOAD_DATASET: ("finetune.steps.dataset.step", "turn the dataset into token ids and labels"),
     Step.TRAIN: ("finetune.steps.train.step", "train, from the newest complete checkpoint if there is one"),
-    Step.SAVE: ("finetune.steps.save", "publish the trained model"),
+    Step.SAVE: ("finetune.steps.save.step", "publish the trained model"),
 }
 """Each step's module has `run(job: StepJob, layout: Layout) -> StepReport`. Imported when needed: torch is slow."""
 

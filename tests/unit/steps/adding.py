@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune.steps.failure import StepFailure
+from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.tokens import step
 from tests.unit.steps.jobs import report_of
 

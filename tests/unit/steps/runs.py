@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from finetune.api.contract import StepJob
 from finetune.steps.dataset.step import run as load_dataset
-from finetune.steps.progress import Progress
+from finetune.steps.runtime.progress import Progress
 from finetune.steps.tokens.step import run as add_tokens
-from finetune.steps.train.checkpoint import Checkpoints
+from finetune.steps.train.checkpoints.checkpoint import Checkpoints
 from finetune.steps.train.loop import Loop
 from finetune.steps.train.plan import Plan
 from tests.unit.steps.flow import Workshop

@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 
 from finetune.api.contract import ExitCode, Layout
-from finetune.steps import cache, download
-from finetune.steps.base import base_model
-from finetune.steps.failure import StepFailure
-from finetune.steps.staging import MANIFEST, publish, published
+from finetune.steps import cache
+from finetune.steps.download import step as download
+from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.tokens import step
+from finetune.steps.workspace.base_model import base_model
+from finetune.steps.workspace.staging import MANIFEST, publish, published
 from tests.hub import Hub
 from tests.models import tiny
 from tests.unit.steps.jobs import job, job_file, layout, outcome_of

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from finetune.api.spec import Mask, Objective
 from finetune.steps.dataset.encode import Encoded, Encoder
-from finetune.steps.dataset.rows import recognised
+from finetune.steps.rows.formats import recognised
 from tests.models import CHAT_TEMPLATE
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "dataset.json").read_text())

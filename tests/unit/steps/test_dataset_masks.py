@@ -13,10 +13,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from finetune.api.spec import Objective
-from finetune.steps.dataset.encode import IGNORED, Encoded, Encoder
-from finetune.steps.dataset.rows import Completion, Conversation, Example, Message, PlainText
+from finetune.steps.dataset.encode import Encoded, Encoder
 from finetune.steps.dataset.span import token_span
-from finetune.steps.failure import StepFailure
+from finetune.steps.rows.formats import Completion, Conversation, Example, Message, PlainText
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.workspace.training_data import IGNORED
 from tests.models import CORPUS, tiny
 
 CREATED = datetime(2026, 2, 3, tzinfo=UTC)

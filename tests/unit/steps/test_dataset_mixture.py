@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from finetune.steps.dataset.mixture import Ingredient, amounts, held_out, mixed
 from finetune.steps.dataset.packing import WINDOW, best_fit, packed, require_isolation
-from finetune.steps.failure import StepFailure
+from finetune.steps.runtime.failure import StepFailure
 
 
 def ingredient(

@@ -18,10 +18,10 @@ from transformers import AutoTokenizer
 
 from finetune.api.contract import ExitCode, StepJob
 from finetune.api.status import DatasetStatus
-from finetune.steps.dataset import file_checks
 from finetune.steps.dataset.step import run
-from finetune.steps.failure import StepFailure
-from finetune.steps.tokens.record import TokenRecord, write_record
+from finetune.steps.rows import file_checks
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.workspace.token_record import TokenRecord, write_record
 from tests.unit.steps.flow import CREATED, Workshop
 
 QUESTION = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Air."}]

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from finetune.steps import download
-from finetune.steps.staging import published
+from finetune.steps.download import step as download
+from finetune.steps.workspace.staging import published
 from tests.hub import Hub
 from tests.models import tiny
 from tests.unit.steps.jobs import job_file, outcome_of, report_of

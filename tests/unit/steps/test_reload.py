@@ -13,12 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.api.contract import ExitCode, StepReport
-from finetune.steps import reload
-from finetune.steps.failure import StepFailure
-from finetune.steps.staging import publish
+from finetune.steps.model_files.checkpoint import read_checkpoint
+from finetune.steps.model_files.safetensors_file import read_header
+from finetune.steps.reload import step as reload
+from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.tokens import step as add_tokens
-from finetune.steps.tokens.checkpoint import read_checkpoint
-from finetune.steps.tokens.safetensors_file import read_header
+from finetune.steps.workspace.staging import publish
 from tests.models import smollm2, tiny
 from tests.unit.steps.jobs import layout, report_of
 

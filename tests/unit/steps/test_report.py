@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from finetune.steps.charts import Series, chart
-from finetune.steps.model_card import card
-from finetune.steps.report import page
+from finetune.steps.save.charts import Series, chart
+from finetune.steps.save.model_card import card
+from finetune.steps.save.report import page
 
 HISTORY: list[dict[str, float]] = [
     {"step": step, "loss": 4 / step, "learningRate": 1e-5 / step, "gradientNorm": 1.0}

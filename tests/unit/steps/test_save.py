@@ -12,9 +12,9 @@ import pytest
 
 from finetune.api.contract import ExitCode, StepJob
 from finetune.api.status import OutputStatus
-from finetune.steps.failure import StepFailure
-from finetune.steps.save import run
-from finetune.steps.staging import publish
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.save.step import run
+from finetune.steps.workspace.staging import publish
 from tests.models import tiny
 from tests.unit.steps.flow import Workshop
 
@@ -156,7 +156,7 @@ def test_an_empty_folder_is_taken(workshop: Workshop) -> None:
 def test_broken_off_it_leaves_nothing_and_the_former_output_stays(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import finetune.steps.save as module
+    import finetune.steps.save.step as module
 
     save(workshop, job(workshop))
     before = snapshot(workshop)

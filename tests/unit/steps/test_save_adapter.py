@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.api.contract import ExitCode
-from finetune.steps.base import base_model
-from finetune.steps.download import run as download
-from finetune.steps.failure import StepFailure
-from finetune.steps.merging import merge
-from finetune.steps.save import run as save
-from finetune.steps.tokens.record import read_record
+from finetune.steps.download.step import run as download
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.save.merging import merge
+from finetune.steps.save.step import run as save
 from finetune.steps.tokens.step import run as add_tokens
+from finetune.steps.workspace.base_model import base_model
+from finetune.steps.workspace.token_record import read_record
 from tests.models import tiny, write_safetensors
 from tests.unit.steps.flow import Workshop
 from tests.unit.steps.runs import TOKENS, Run, same
@@ -149,7 +149,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
 MERGE = """
 import resource, sys
 from pathlib import Path
-from finetune.steps.merging import merge
+from finetune.steps.save.merging import merge
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 merge(*map(Path, sys.argv[1:]), lambda size: None)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, "torch" in sys.modules)

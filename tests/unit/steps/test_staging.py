@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from finetune.steps import staging
-from finetune.steps.base import base_model
-from finetune.steps.memory import available_memory
+from finetune.steps.runtime.memory import available_memory
+from finetune.steps.workspace import staging
+from finetune.steps.workspace.base_model import base_model
 from tests.unit.steps.jobs import layout
 
 
@@ -56,7 +56,7 @@ def test_other_inputs_replace_the_folder_and_drop_what_was_begun(tmp_path: Path)
 KILLED_AT = """
 import os, sys
 from pathlib import Path
-from finetune.steps import staging
+from finetune.steps.workspace import staging
 folder, moment = Path(sys.argv[1]), int(sys.argv[2])
 calls = 0
 def watch(event, arguments):

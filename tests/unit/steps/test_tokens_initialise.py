@@ -11,19 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.steps.tokens.initialise import (
-    Copy,
-    Floats,
-    Init,
-    Mean,
-    Noisy,
-    Normal,
-    OldRows,
-    VocabularyMean,
-    decode,
-    encode,
-    initial_rows,
-)
+from finetune.steps.model_files.floats import Floats, decode, encode
+from finetune.steps.tokens.initialise import Copy, Init, Mean, Noisy, Normal, OldRows, VocabularyMean, initial_rows
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from finetune.steps import reload
-from finetune.steps.failure import StepFailure
-from finetune.steps.staging import publish
+from finetune.steps.reload import step as reload
+from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.tokens import step
 from finetune.steps.tokens.conversion import converted
+from finetune.steps.workspace.staging import publish
 from tests.models import tiny
 from tests.unit.steps.jobs import layout, report_of
 from tests.vocabularies import sentencepiece

@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 
 from finetune.api.contract import MAX_REPORT_BYTES, ExitCode
 from finetune.api.spec import LearnTokens
-from finetune.steps import reload
-from finetune.steps.progress import Progress
-from finetune.steps.staging import publish
-from finetune.steps.tokens.checkpoint import read_checkpoint
+from finetune.steps.model_files.checkpoint import read_checkpoint
+from finetune.steps.reload import step as reload
+from finetune.steps.runtime.progress import Progress
 from finetune.steps.tokens.learn.job import moving
-from finetune.steps.tokens.record import read_record
+from finetune.steps.workspace.staging import publish
+from finetune.steps.workspace.token_record import read_record
 from tests.models import tiny
 from tests.poems import made as poems
 from tests.unit.steps.adding import refusal, result

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from finetune.api.contract import Step, StepReport
-from finetune.steps.failure import StepFailure
+from finetune.steps.model_files.safetensors_file import read_header
+from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.tokens import step
-from finetune.steps.tokens.record import read_record
-from finetune.steps.tokens.safetensors_file import read_header
+from finetune.steps.workspace.token_record import read_record
 from tests.models import CORPUS, tiny
 from tests.unit.steps.jobs import layout, report_of
 from tests.vocabularies import KINDS

@@ -19,12 +19,12 @@ import pytest
 from tokenizers import Tokenizer, normalizers
 
 from finetune.api.contract import ExitCode
-from finetune.steps import memory
-from finetune.steps.staging import publish, published
+from finetune.steps.model_files.floats import Floats, decode, encode
+from finetune.steps.model_files.safetensors_file import read_header
+from finetune.steps.runtime import memory
 from finetune.steps.tokens import step
-from finetune.steps.tokens.initialise import Floats, decode, encode
-from finetune.steps.tokens.record import read_record
-from finetune.steps.tokens.safetensors_file import read_header
+from finetune.steps.workspace.staging import publish, published
+from finetune.steps.workspace.token_record import read_record
 from tests.models import tiny
 from tests.unit.steps.adding import refusal, result
 from tests.unit.steps.jobs import job_file, layout, outcome_of, report_of
@@ -402,7 +402,8 @@ def test_killed_at_any_moment_it_leaves_nothing_half(tmp_path: Path) -> None:
 FULL = """
 mount -t tmpfs -o size=$SIZE tmpfs "$FINETUNE_WORKSPACE" && cp -r "$SEED" "$FINETUNE_WORKSPACE/model" &&
 "$PYTHON" -c 'import sys
-from finetune.steps import __main__, disk
+from finetune.steps import __main__
+from finetune.steps.runtime import disk
 if "--unchecked" in sys.argv: disk.require_space = lambda *_: None
 sys.exit(__main__.main(["add-tokens"]))' $FLAG
 code=$?; cd "$FINETUNE_WORKSPACE"; echo "left:"; find . -path "./prepared*" -type f; diff -r "$SEED" model; exit $code

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from finetune.steps.staging import publish
 from finetune.steps.tokens import step as add_tokens
+from finetune.steps.workspace.staging import publish
 from tests.models import tiny
 from tests.unit.steps.jobs import layout, report_of
 from tests.unit.steps.peer import TOKENS, WORDS, tensors, transformers_way

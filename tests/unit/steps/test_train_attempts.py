@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finetune.steps.train.attempts import KEPT, Attempts
-from finetune.steps.train.checkpoint import Checkpoint
+from finetune.steps.train.checkpoints.checkpoint import Checkpoint
+from finetune.steps.train.reporting.attempts import KEPT, Attempts
 
 RUN = {"data": "d"}
 

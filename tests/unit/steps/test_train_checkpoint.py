@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from finetune.api.contract import ExitCode
-from finetune.steps.failure import StepFailure
-from finetune.steps.train.checkpoint import Checkpoint, Checkpoints
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.train.checkpoints.checkpoint import Checkpoint, Checkpoints
 
 FILES = ("model.safetensors", "config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 INPUTS = {"model": "m", "data": "d", "training": {"learningRate": 1e-5, "seed": 0}}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from finetune.steps.dataset.step import run as load_dataset
-from finetune.steps.train.culprits import Culprits
-from finetune.steps.train.examples import Collator, Examples
+from finetune.steps.train.data.culprits import Culprits
+from finetune.steps.train.data.examples import Collator, Examples
 from finetune.steps.train.plan import Plan
 from tests.unit.steps.flow import Workshop
 

@@ -1,7 +1,7 @@
 """What decides the last bit of a sum is the same in every attempt."""
 
-from finetune.steps.train import environment
-from finetune.steps.train.environment import INSTRUCTIONS, pinned
+from finetune.steps.train.checkpoints import environment
+from finetune.steps.train.checkpoints.environment import INSTRUCTIONS, pinned
 
 
 def test_threads_are_shared_by_the_devices_of_a_pod(monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.steps.save import run as save
+from finetune.steps.save.step import run as save
 from tests.models import smollm2
 from tests.unit.steps.runs import Run
 

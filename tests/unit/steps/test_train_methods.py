@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from finetune.api.contract import ExitCode, Step
 from finetune.api.spec import EarlyStopping
 from finetune.api.status import TrainingStatus
-from finetune.steps.failure import StepFailure
-from finetune.steps.progress import Progress
-from finetune.steps.train.average import decay_after
-from finetune.steps.train.checkpoint import Checkpoints, required
-from finetune.steps.train.early_stopping import exhausted
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.runtime.progress import Progress
+from finetune.steps.train.checkpoints.checkpoint import Checkpoints, required
+from finetune.steps.train.methods.average import decay_after
+from finetune.steps.train.trainer.early_stopping import exhausted
 from tests.unit.steps.runs import Run, same
 
 pytestmark = pytest.mark.slow
@@ -165,7 +165,7 @@ def _loss(run: Run) -> float:
     """The validation loss of the published model, by plain transformers."""
     from transformers import AutoModelForCausalLM
 
-    from finetune.steps.train.examples import Examples
+    from finetune.steps.train.data.examples import Examples
 
     model = AutoModelForCausalLM.from_pretrained(run.trained, dtype=torch.float32).eval()
     total = count = 0.0

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune.steps.dataset.step import run as load_dataset
-from finetune.steps.failure import StepFailure
-from finetune.steps.train.examples import Collator, Examples, tokens_in
-from finetune.steps.train.isolation import TOLERANCE, require_isolated
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.train.data.examples import Collator, Examples, tokens_in
+from finetune.steps.train.data.isolation import TOLERANCE, require_isolated
 from finetune.steps.train.plan import Plan
 from tests.unit.steps.flow import Workshop
 from tests.unit.steps.test_train_parts import trained
@@ -133,7 +133,7 @@ def test_steps_count_packed_rows(tmp_path: Path) -> None:
 
 
 def test_buckets_are_trained_on_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune.steps.train.trainer import ResumableTrainer
+    from finetune.steps.train.trainer.resumable import ResumableTrainer
 
     seen: list[list[int]] = []
     step = ResumableTrainer.training_step

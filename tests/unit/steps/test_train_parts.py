@@ -15,15 +15,15 @@ import torch
 from finetune.api.contract import ExitCode
 from finetune.api.spec import Training
 from finetune.steps.dataset.step import run as load_dataset
-from finetune.steps.failure import StepFailure
-from finetune.steps.train.checkpoint import Checkpoints
-from finetune.steps.train.examples import Collator, Examples
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.train.checkpoints.checkpoint import Checkpoints
+from finetune.steps.train.data.examples import Collator, Examples
+from finetune.steps.train.distributed.outcome import Outcome, read_outcomes
 from finetune.steps.train.loop import Loop
-from finetune.steps.train.outcome import Outcome, read_outcomes
+from finetune.steps.train.methods.model import base_dtype
 from finetune.steps.train.plan import Plan
-from finetune.steps.train.result import base_dtype
 from finetune.steps.train.step import _outcome
-from finetune.steps.train.trainer import seed_after
+from finetune.steps.train.trainer.resumable import seed_after
 from tests.unit.steps.flow import Workshop
 
 ROWS = [{"prompt": f"{number} plus one is", "completion": f" {number + 1}." * (number % 5 + 1)} for number in range(10)]

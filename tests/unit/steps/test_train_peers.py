@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from finetune.api.contract import ExitCode
-from finetune.steps.failure import StepFailure
-from finetune.steps.train import peers
-from finetune.steps.train.outcome import Outcome
-from finetune.steps.train.peers import Peers, Place, met
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.train.distributed import peers
+from finetune.steps.train.distributed.outcome import Outcome
+from finetune.steps.train.distributed.peers import Peers, Place, met
 
 AGREED = {"checkpoint": 6, "dataset": "x"}
 OK = Outcome(ExitCode.OK)

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from finetune.api.contract import ExitCode
 from finetune.api.status import DatasetStatus
 from finetune.steps.dataset.preference import in_pairs, read_pair
-from finetune.steps.dataset.rows import Completion, Conversation, MalformedRow, Message
-from finetune.steps.failure import StepFailure
-from finetune.steps.train.examples import Examples
-from finetune.steps.train.preference import Pairs
+from finetune.steps.rows.formats import Completion, Conversation, MalformedRow, Message
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.train.data.examples import Examples
+from finetune.steps.train.trainer.preference import Pairs
 from tests.unit.steps.runs import Run, same
 
 PAIRS = [

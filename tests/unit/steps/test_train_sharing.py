@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from finetune.api.spec import Parallelism
-from finetune.steps.failure import StepFailure
-from finetune.steps.train.sharing import Copies, Shards, sharing_of
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.train.distributed.sharing import Copies, Shards, sharing_of
 from tests.unit.steps.flow import Workshop
 from tests.unit.steps.processes import EVERY, TWO, finished, ready, report, stopped, weights
 

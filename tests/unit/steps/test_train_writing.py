@@ -17,14 +17,15 @@ import torch
 
 from finetune.api.contract import ExitCode, Layout
 from finetune.steps.dataset.step import run as load_dataset
-from finetune.steps.failure import StepFailure
-from finetune.steps.tokens.record import TokenRecord, write_record
-from finetune.steps.train import checkpoint, trainer
-from finetune.steps.train.checkpoint import Checkpoints
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.train.checkpoints import checkpoint
+from finetune.steps.train.checkpoints.checkpoint import Checkpoints
+from finetune.steps.train.checkpoints.snapshot import Snapshot, size_of
+from finetune.steps.train.checkpoints.writer import Writer
 from finetune.steps.train.loop import Loop
 from finetune.steps.train.plan import Plan
-from finetune.steps.train.snapshot import Snapshot, size_of
-from finetune.steps.train.writer import Writer
+from finetune.steps.train.trainer import resumable as trainer
+from finetune.steps.workspace.token_record import TokenRecord, write_record
 from tests.unit.steps.flow import Workshop
 
 pytestmark = pytest.mark.slow
@@ -163,7 +164,7 @@ def test_a_loss_that_is_no_number_names_the_rows_it_comes_from(tmp_path: Path, m
 
     workshop = ready(tmp_path / "work")
     rows = workshop.layout.dataset / "train"
-    from finetune.steps.train.examples import Examples
+    from finetune.steps.train.data.examples import Examples
 
     broken = Examples(rows)[7]["input_ids"]
     forward = LlamaForCausalLM.forward
@@ -184,7 +185,7 @@ def test_a_loss_that_is_no_number_names_the_rows_it_comes_from(tmp_path: Path, m
 def test_prompts_are_answered_before_and_after_and_a_resumed_attempt_does_not_ask_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune.steps.train import samples
+    from finetune.steps.train.reporting import samples
 
     settings = TRAINING | {"learningRate": 1e-2, "samples": {"prompts": ["2 plus one is", "Why?"], "maxTokens": 5}}
     workshop = ready(tmp_path / "work")

@@ -16,9 +16,9 @@ from datetime import datetime
 from typing import Any
 
 from finetune.api.contract import ExitCode
-from finetune.steps.dataset.rows import MalformedRow, Message
 from finetune.steps.dataset.span import Span
-from finetune.steps.failure import StepFailure
+from finetune.steps.rows.formats import MalformedRow, Message
+from finetune.steps.runtime.failure import StepFailure
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 

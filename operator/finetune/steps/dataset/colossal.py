@@ -23,9 +23,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.api.contract import ExitCode
-from finetune.steps.dataset.rows import MalformedRow, Message
 from finetune.steps.dataset.span import Span
-from finetune.steps.failure import StepFailure
+from finetune.steps.rows.formats import MalformedRow, Message
+from finetune.steps.runtime.failure import StepFailure
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "

@@ -19,11 +19,9 @@ from typing import Any
 from finetune.api.spec import Mask, Objective
 from finetune.steps.dataset.chat import ChatRenderer
 from finetune.steps.dataset.colossal import Colossal
-from finetune.steps.dataset.rows import Completion, Conversation, Example, MalformedRow
 from finetune.steps.dataset.span import Span, token_span
-
-IGNORED = -100
-"""The label of a token that carries no loss, as in torch and transformers."""
+from finetune.steps.rows.formats import Completion, Conversation, Example, MalformedRow
+from finetune.steps.workspace.training_data import IGNORED
 
 
 class Dropped(StrEnum):

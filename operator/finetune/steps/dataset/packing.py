@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.api.contract import ExitCode
-from finetune.steps.failure import StepFailure
+from finetune.steps.runtime.failure import StepFailure
 
 WINDOW = 16_384
 """Examples that are packed together."""

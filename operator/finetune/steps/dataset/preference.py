@@ -16,7 +16,7 @@ import pyarrow as pa
 from finetune.api.contract import ExitCode
 from finetune.api.spec import Format as Kind
 from finetune.steps.dataset.encode import Encoded
-from finetune.steps.dataset.rows import (
+from finetune.steps.rows.formats import (
     Completion,
     Conversation,
     Example,
@@ -26,7 +26,7 @@ from finetune.steps.dataset.rows import (
     Row,
     messages_of,
 )
-from finetune.steps.failure import StepFailure
+from finetune.steps.runtime.failure import StepFailure
 
 
 def pairs_in(columns: Sequence[str], field: str) -> Format:

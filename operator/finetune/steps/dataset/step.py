@@ -21,19 +21,20 @@ import numpy.typing as npt
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
 from finetune.api.spec import DatasetSource, Objective, Switch
 from finetune.api.spec import Format as Kind
-from finetune.steps.base import base_model
 from finetune.steps.dataset.encode import Counts, Encoder
 from finetune.steps.dataset.encoded_rows import EncodedRows
 from finetune.steps.dataset.mixture import Ingredient, held_out, mixed
 from finetune.steps.dataset.packing import packed, require_isolation
 from finetune.steps.dataset.preference import complete, in_pairs, pairs_in
-from finetune.steps.dataset.rows import Example, Format, MalformedRow, UndecodableRow, other_format, recognised, said
-from finetune.steps.dataset.sources import columns_of, identity, opened, prepare_environment
 from finetune.steps.dataset.template import templated
-from finetune.steps.failure import StepFailure
-from finetune.steps.progress import Progress
-from finetune.steps.staging import digest, publish
-from finetune.steps.tokens.record import FILE, read_record
+from finetune.steps.rows.formats import Example, Format, MalformedRow, UndecodableRow, other_format, recognised, said
+from finetune.steps.rows.sources import columns_of, identity, opened, prepare_environment
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.runtime.progress import Progress
+from finetune.steps.workspace.base_model import base_model
+from finetune.steps.workspace.staging import digest, publish
+from finetune.steps.workspace.token_record import FILE, read_record
+from finetune.steps.workspace.training_data import TRAIN, VALIDATION
 
 BATCH = 256
 """Rows that are tokenised together."""
@@ -189,7 +190,7 @@ class _Loading:
         ingredients, validation = _divided(sources, encoded, spec.dataset.max_length, self._together)
         order = mixed(ingredients, spec.dataset.buckets, spec.training.seed)
         hasher = hashlib.sha256()
-        parts = {"train": order} | ({"validation": [validation]} if spec.dataset.validates else {})
+        parts = {TRAIN: order} | ({VALIDATION: [validation]} if spec.dataset.validates else {})
         written: dict[str, Any] = {}
         packing = spec.dataset.packing == Switch.ENABLED
         from finetune.steps.dataset.write import DatasetWriter, joined, paired, unpacked
@@ -208,7 +209,7 @@ class _Loading:
             for _ in writer.write(encoded, rows):
                 pass
             written[name] = writer
-        train, held = written["train"], written.get("validation")
+        train, held = written[TRAIN], written.get(VALIDATION)
         used = np.bincount(encoded.sources[np.concatenate(order)], minlength=len(sources))
         return {
             "sources": [

@@ -15,8 +15,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from finetune.api.contract import ExitCode
 from finetune.api.spec import Template
-from finetune.steps.dataset.rows import Conversation, Example, Format, MalformedRow, Message, PlainText, Row
-from finetune.steps.failure import StepFailure
+from finetune.steps.rows.formats import Conversation, Example, Format, MalformedRow, Message, PlainText, Row
+from finetune.steps.runtime.failure import StepFailure
 
 
 def templated(template: Template, columns: Sequence[str], field: str) -> Format:

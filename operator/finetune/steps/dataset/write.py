@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from finetune.steps.dataset.encode import IGNORED
 from finetune.steps.dataset.encoded_rows import EncodedRows
-from finetune.steps.dataset.origins import FILE as ORIGINS
-from finetune.steps.dataset.origins import entries
+from finetune.steps.workspace.origins import FILE as ORIGINS
+from finetune.steps.workspace.origins import entries
+from finetune.steps.workspace.training_data import FILE, IDS, IGNORED, LABELS, LENGTHS, write_state
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 LISTS = datasets.List(datasets.Value("int32"))
-FILE = "data-00000-of-00001.arrow"
 TOKENS_IN_MEMORY = 1 << 18
 
 Numbers = npt.NDArray[np.int64]
@@ -42,7 +40,7 @@ class DatasetWriter:
     def write(self, encoded: EncodedRows, rows: Iterable[Numbers]) -> Iterator[int]:
         """Write rows, each given as the numbers of its examples. Says after every batch how many examples it had."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        names = ("input_ids", "labels", "seq_lengths")[: 3 if self._packed else 2]
+        names = (IDS, LABELS, LENGTHS)[: 3 if self._packed else 2]
         features = datasets.Features(dict.fromkeys(names, LISTS))
         with (
             pa.ipc.new_stream(self._folder / FILE, features.arrow_schema) as stream,
@@ -50,20 +48,12 @@ class DatasetWriter:
         ):
             for batch in _batches(rows, encoded.lengths):
                 columns = self._columns(encoded, batch)
-                origins.write(entries(encoded, np.concatenate(batch)).tobytes())
+                numbers = np.concatenate(batch)
+                origins.write(entries(encoded.sources[numbers], encoded.rows[numbers]).tobytes())
                 stream.write_batch(pa.record_batch(columns[: len(names)], schema=features.arrow_schema))
                 yield sum(map(len, batch))
         datasets.DatasetInfo(features=features).write_to_directory(str(self._folder))
-        state: dict[str, Any] = {
-            "_data_files": [{"filename": FILE}],
-            "_fingerprint": self._hasher.hexdigest()[:16],
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
-            "_split": None,
-        }
-        (self._folder / "state.json").write_text(json.dumps(state, indent=1))
+        write_state(self._folder, self._hasher.hexdigest()[:16])
 
     def _columns(self, encoded: EncodedRows, batch: Sequence[Numbers]) -> list[pa.Array]:
         """Ids, labels and lengths of some rows, as lists."""

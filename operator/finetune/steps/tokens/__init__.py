@@ -1,0 +1,1 @@
+"""The step `add-tokens`: the job's tokens, listed or learned (`learn`), enter tokenizer and embedding matrices."""

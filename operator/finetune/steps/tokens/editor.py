@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from finetune.steps.tokens.architectures import Matrices
-from finetune.steps.tokens.checkpoint import INDEX, Checkpoint
-from finetune.steps.tokens.copying import Count, copy_range, take_file, write_all
+from finetune.steps.model_files.checkpoint import INDEX, Checkpoint
+from finetune.steps.model_files.copying import Count, copy_range, take_file, write_all
+from finetune.steps.model_files.safetensors_file import Header, Tensor, write_header
+from finetune.steps.token_matrices.matrices import Matrices
 from finetune.steps.tokens.initialise import Init, OldRows, VocabularyMean, initial_rows
-from finetune.steps.tokens.safetensors_file import Header, Tensor, write_header
 
 ROWS_AT_ONCE = 1024
 """New rows that are held in memory at a time."""

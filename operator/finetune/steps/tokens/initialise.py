@@ -11,12 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from finetune.steps.model_files.floats import Floats, decode, encode, widened
 
 BLOCK_ROWS = 256
 """Rows that are summed at a time: a block of float64 stays near the processor's caches."""
@@ -180,38 +178,6 @@ def mean_of_all(read: ReadRows, rows: int, columns: int, dtype: str) -> Floats:
     for first in range(0, rows, BLOCK_ROWS):
         last = min(first + BLOCK_ROWS, rows)
         part = block[: last - first + 1]
-        part[1:] = _widened(read(first, last), dtype).reshape(-1, columns)
+        part[1:] = widened(read(first, last), dtype).reshape(-1, columns)
         part[0] = np.add.reduce(part, axis=0)
     return np.asarray(block[0] / rows)
-
-
-def decode(data: bytes, dtype: str) -> Floats:
-    """Elements as float64, exactly."""
-    return _widened(data, dtype).astype(np.float64)
-
-
-def _widened(data: bytes, dtype: str) -> npt.NDArray[np.floating[Any]]:
-    if dtype == "BF16":
-        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(data, {"F16": "<f2", "F32": "<f4"}[dtype])
-
-
-def encode(values: Floats, dtype: str) -> bytes:
-    """float64 rounded once, to nearest even."""
-    if dtype == "BF16":
-        return _to_bf16(values).tobytes()
-    with np.errstate(over="ignore"):
-        return values.astype({"F16": "<f2", "F32": "<f4"}[dtype]).tobytes()
-
-
-def _to_bf16(values: Floats) -> npt.NDArray[np.uint16]:
-    """Round to odd in float32 first: its 16 spare bits then decide as the float64 would have, so nothing is rounded
-    twice (S. Boldo, G. Melquiond, "Emulation of a FMA and correctly rounded sums", 2008)."""
-    with np.errstate(over="ignore"):
-        near = values.astype(np.float32)
-    back = near.astype(np.float64)
-    bits = near.view(np.uint32).copy()
-    bits[np.abs(back) > np.abs(values)] -= 1
-    bits[(back != values) & ~np.isnan(values)] |= 1
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
-    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype("<u2")

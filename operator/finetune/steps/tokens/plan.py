@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from finetune.api.contract import ExitCode
 from finetune.api.spec import MeanOf, Sample, TokenInit
-from finetune.steps.failure import StepFailure
-from finetune.steps.tokens.architectures import Matrices
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.token_matrices.matrices import Matrices
 from finetune.steps.tokens.byte_level import keep_decodable
 from finetune.steps.tokens.initialise import Copy, Init, Mean, Noisy, Normal, VocabularyMean
-from finetune.steps.tokens.record import TokenRecord
 from finetune.steps.tokens.requested import Requested
 from finetune.steps.tokens.vocabulary import Added, Collision, Vocabulary
+from finetune.steps.workspace.token_record import TokenRecord
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from finetune.api.contract import ExitCode, Layout
 from finetune.api.spec import NewToken, TokenInit, Tokens, TokensFrom
-from finetune.steps.disk import in_words
-from finetune.steps.failure import StepFailure
+from finetune.steps.runtime.disk import in_words
+from finetune.steps.runtime.failure import StepFailure
 
 MAX_LENGTH = 512
 """Characters of a token, as in the CRD."""

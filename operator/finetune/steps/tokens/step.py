@@ -10,25 +10,26 @@ from typing import Any
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
 from finetune.api.spec import Tokens
 from finetune.api.status import TokensStatus
-from finetune.steps.base import identity
 from finetune.steps.cache import EXTENDED, cached
-from finetune.steps.disk import room_for
-from finetune.steps.failure import StepFailure
-from finetune.steps.memory import require_memory
-from finetune.steps.progress import Progress
-from finetune.steps.staging import inputs_of, publish
-from finetune.steps.tokens.architectures import Matrices, NotEditable, matrices_of
-from finetune.steps.tokens.checkpoint import Checkpoint, NoSafetensors, read_checkpoint
-from finetune.steps.tokens.config import write_beside_weights
-from finetune.steps.tokens.copying import take_file
+from finetune.steps.model_files.checkpoint import Checkpoint, NoSafetensors, read_checkpoint
+from finetune.steps.model_files.copying import take_file
+from finetune.steps.model_files.safetensors_file import InvalidSafetensors
+from finetune.steps.runtime.disk import room_for
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.runtime.memory import require_memory
+from finetune.steps.runtime.progress import Progress
+from finetune.steps.token_matrices.architectures import matrices_of
+from finetune.steps.token_matrices.matrices import Matrices, NotEditable
+from finetune.steps.tokens.beside_weights import write_beside_weights
 from finetune.steps.tokens.editor import columns_of, extend, extended_size
 from finetune.steps.tokens.initialise import Normal, factor_bytes
 from finetune.steps.tokens.learn.job import LearnedTokens, learned_for, lesson_of, moving
 from finetune.steps.tokens.plan import Plan, draws, make_plan, with_learned
-from finetune.steps.tokens.record import write_record
 from finetune.steps.tokens.requested import Requested, requested_tokens
-from finetune.steps.tokens.safetensors_file import InvalidSafetensors
 from finetune.steps.tokens.vocabulary import InvalidVocabulary, Vocabulary
+from finetune.steps.workspace.base_model import identity
+from finetune.steps.workspace.staging import inputs_of, publish
+from finetune.steps.workspace.token_record import write_record
 
 FORMAT = 1
 """Raise it when the same tokens would give other files: the cache then makes its extended models anew."""

@@ -14,28 +14,37 @@ from transformers import PrinterCallback, TrainerState, TrainingArguments
 
 from finetune.api.contract import ExitCode, Layout
 from finetune.api.spec import EarlyStopping, Objective, Optimizer, Preference, Schedule, Switch
-from finetune.steps.failure import StepFailure
-from finetune.steps.progress import Progress
-from finetune.steps.staging import publish
-from finetune.steps.train.attempts import Attempts
-from finetune.steps.train.average import WeightAverage
-from finetune.steps.train.callback import Watch
-from finetune.steps.train.checkpoint import Checkpoint, Checkpoints
-from finetune.steps.train.culprits import Culprits
-from finetune.steps.train.early_stopping import StopEarly, exhausted
-from finetune.steps.train.examples import Collator, Examples
-from finetune.steps.train.facts import differences, facts
-from finetune.steps.train.history import STATE, WarmupHistory, joined
-from finetune.steps.train.isolation import require_isolated
-from finetune.steps.train.model import is_adapted, loaded, model_of, new_rows_moved, trained_weights, write_weights
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.runtime.progress import Progress
+from finetune.steps.train.checkpoints.checkpoint import Checkpoint, Checkpoints
+from finetune.steps.train.checkpoints.facts import differences, facts
+from finetune.steps.train.data.culprits import Culprits
+from finetune.steps.train.data.examples import Collator, Examples
+from finetune.steps.train.data.isolation import require_isolated
+from finetune.steps.train.distributed.sharing import sharing_of
+from finetune.steps.train.methods.average import WeightAverage
+from finetune.steps.train.methods.model import (
+    base_dtype,
+    is_adapted,
+    loaded,
+    model_of,
+    new_rows_moved,
+    trained_weights,
+    write_weights,
+)
 from finetune.steps.train.phase import Phase, PhaseName
 from finetune.steps.train.plan import Plan
-from finetune.steps.train.preference import PairCollator, Pairs, PreferenceTrainer, Reference
-from finetune.steps.train.result import base_dtype, summary, write_beside_weights, write_record
-from finetune.steps.train.samples import answers, answers_before, as_chat, chances
-from finetune.steps.train.sharing import sharing_of
+from finetune.steps.train.reporting.attempts import Attempts
+from finetune.steps.train.reporting.callback import Watch
+from finetune.steps.train.reporting.history import STATE, WarmupHistory, joined
+from finetune.steps.train.reporting.result import summary, write_beside_weights, write_record
+from finetune.steps.train.reporting.samples import answers, answers_before, as_chat, chances
 from finetune.steps.train.stop import StopRequest
-from finetune.steps.train.trainer import ResumableTrainer
+from finetune.steps.train.trainer.early_stopping import StopEarly, exhausted
+from finetune.steps.train.trainer.preference import PairCollator, Pairs, PreferenceTrainer, Reference
+from finetune.steps.train.trainer.resumable import ResumableTrainer
+from finetune.steps.workspace.staging import publish
+from finetune.steps.workspace.training_data import TRAIN, VALIDATION
 
 SCHEDULES = {Schedule.LINEAR: "linear", Schedule.COSINE: "cosine", Schedule.CONSTANT: "constant_with_warmup"}
 OPTIMIZERS = {Optimizer.ADAMW: "adamw_torch_fused", Optimizer.ADAMW_8BIT: "adamw_bnb_8bit"}
@@ -140,7 +149,7 @@ class Loop:
     def _trainer(self, phase: Phase, inside: Checkpoint | None, state: Any) -> ResumableTrainer:
         plan, training = self._plan, self._plan.training
         main = phase.name == PhaseName.TRAINING
-        names = ("train", "validation") if plan.validation_examples else ("train",)
+        names = (TRAIN, VALIDATION) if plan.validation_examples else (TRAIN,)
         parts = {name: Examples(self._layout.dataset / name) for name in names}
         arguments = self._arguments(phase, state)
         log.info("training on %s", arguments.device)  # asking for it has the ranks find each other
@@ -162,7 +171,7 @@ class Loop:
             "facts": self._facts,
             "run": self._run,
             "base": plan.model,
-            "culprits": Culprits(parts["train"], plan.model, plan.sources),
+            "culprits": Culprits(parts[TRAIN], plan.model, plan.sources),
             "average": average,
             "pieces": [self._warmup] if self._warmup else [],
             "reseed": self._reseed,
@@ -173,10 +182,10 @@ class Loop:
             trainer = _preference_trainer(training.preference, parts, collator, inside, options)
         else:
             trainer = ResumableTrainer(
-                train_dataset=parts["train"], eval_dataset=parts.get("validation"), data_collator=collator, **options
+                train_dataset=parts[TRAIN], eval_dataset=parts.get(VALIDATION), data_collator=collator, **options
             )
-        if parts["train"].packed and training.objective != Objective.PREFERENCE:
-            difference = require_isolated(trainer.model, parts["train"], collator)
+        if parts[TRAIN].packed and training.objective != Objective.PREFERENCE:
+            difference = require_isolated(trainer.model, parts[TRAIN], collator)
             log.info("packed examples are isolated: logits differ by %.1g at most", difference)
         trainer.remove_callback(PrinterCallback)
         if rule := self._rule(phase):
@@ -268,7 +277,7 @@ class Loop:
             if not is_adapted(model):
                 model.float()  # the weights as they were just rounded, computed with as before training
             write_record(
-                folder / "training.json", self._plan, trainer.step, history, run, self._facts,
+                folder, self._plan, trainer.step, history, run, self._facts,
                 attempts=attempts.ended(), samples=self._samples(model),
                 probabilities=chances(model, self._plan.model, self._layout.proof),
             )  # fmt: skip
@@ -309,8 +318,8 @@ def _preference_trainer(
     trainer = PreferenceTrainer(
         beta=(settings or Preference()).beta,
         reference=reference,
-        train_dataset=parts["train"],
-        eval_dataset=parts.get("validation"),
+        train_dataset=parts[TRAIN],
+        eval_dataset=parts.get(VALIDATION),
         data_collator=PairCollator(collator),
         **options,
     )

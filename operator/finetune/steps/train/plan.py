@@ -10,11 +10,11 @@ from typing import Any
 
 from finetune.api.contract import DEVICES, NODES, ExitCode, Layout, StepJob
 from finetune.api.spec import DatasetSource, Method, Schedule, Training
-from finetune.steps.base import base_model
-from finetune.steps.failure import StepFailure
-from finetune.steps.staging import digest, inputs_of, published
-from finetune.steps.tokens.record import read_record
+from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.train.phase import Phase, PhaseName
+from finetune.steps.workspace.base_model import base_model
+from finetune.steps.workspace.staging import digest, inputs_of, published
+from finetune.steps.workspace.token_record import read_record
 
 DECISIVE = (
     "objective",

@@ -30,16 +30,16 @@ from finetune.api.contract import (
     StepJob,
     StepReport,
 )
-from finetune.steps.failure import StepFailure
-from finetune.steps.staging import published
-from finetune.steps.stop import PREEMPTED
-from finetune.steps.train.attempts import Attempts
-from finetune.steps.train.checkpoint import Checkpoint, Checkpoints
-from finetune.steps.train.environment import pinned
-from finetune.steps.train.outcome import Outcome, read_outcomes
-from finetune.steps.train.peers import Place, met
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.runtime.stop import PREEMPTED
+from finetune.steps.train.checkpoints.checkpoint import Checkpoint, Checkpoints
+from finetune.steps.train.checkpoints.environment import pinned
+from finetune.steps.train.distributed.outcome import Outcome, read_outcomes
+from finetune.steps.train.distributed.peers import Place, met
 from finetune.steps.train.plan import Plan
+from finetune.steps.train.reporting.attempts import Attempts
 from finetune.steps.train.stop import die_with_parent
+from finetune.steps.workspace.staging import published
 
 WORKER = "finetune.steps.train.worker"
 

@@ -12,7 +12,7 @@ import signal
 import sys
 from types import FrameType
 
-from finetune.steps.stop import PREEMPTED
+from finetune.steps.runtime.stop import PREEMPTED
 
 _PR_SET_PDEATHSIG = 1
 

@@ -21,10 +21,10 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from finetune.api.contract import ExitCode, Layout, Step, StepJob  # noqa: E402
-from finetune.steps.failure import StepFailure, failure_of  # noqa: E402
-from finetune.steps.progress import Progress  # noqa: E402
-from finetune.steps.train.checkpoint import Checkpoint, Checkpoints  # noqa: E402
-from finetune.steps.train.outcome import Outcome  # noqa: E402
+from finetune.steps.runtime.failure import StepFailure, failure_of  # noqa: E402
+from finetune.steps.runtime.progress import Progress  # noqa: E402
+from finetune.steps.train.checkpoints.checkpoint import Checkpoint, Checkpoints  # noqa: E402
+from finetune.steps.train.distributed.outcome import Outcome  # noqa: E402
 from finetune.steps.train.plan import Plan  # noqa: E402
 
 UNUSED = ("datasets", "sklearn", "tensorboard", "pandas")

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import ExitCode, Layout
 from finetune.api.spec import DatasetSource, TokenSource
-from finetune.steps.dataset.rows import Completion, Conversation, Example, MalformedRow, PlainText, recognised
-from finetune.steps.dataset.sources import opened, prepare_environment
-from finetune.steps.failure import StepFailure
+from finetune.steps.rows.formats import Completion, Conversation, Example, MalformedRow, PlainText, recognised
+from finetune.steps.rows.sources import opened, prepare_environment
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.tokens.learn.watch import Watch
 
 ROWS = 1_000
 """Rows that are read together."""
-
-PART = 4_000
-"""Characters of a text after which it is cut at the next end of a line."""
-
-TENTH = 10
-
-Watch = Callable[[int, int], None]
-"""Called with how much is done, and of how much."""
 
 
 class Corpus:
@@ -70,38 +63,3 @@ def text_of(example: Example) -> str:
             return prompt + completion
         case Conversation(messages):
             return "\n".join(message.content for message in messages)
-
-
-def parts(texts: Iterable[str]) -> Iterator[str]:
-    """Texts, the long ones in parts that end with a line."""
-    for text in texts:
-        first = 0
-        while first < len(text):
-            end = text.find("\n", first + PART)
-            last = len(text) if end < 0 else end + 1
-            yield text[first:last]
-            first = last
-
-
-def training_parts(texts: Iterable[str]) -> Iterator[str]:
-    """The parts to learn from."""
-    return (part for number, part in enumerate(parts(texts), start=1) if number % TENTH)
-
-
-def held_out_parts(texts: Iterable[str]) -> Iterator[str]:
-    """Every tenth part: those to measure on."""
-    return (part for number, part in enumerate(parts(texts), start=1) if not number % TENTH)
-
-
-def blocks(texts: Iterable[str], characters: int) -> Iterator[Sequence[str]]:
-    """Texts in lists of about so many characters."""
-    block: list[str] = []
-    size = 0
-    for text in texts:
-        block.append(text)
-        size += len(text)
-        if size >= characters:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block

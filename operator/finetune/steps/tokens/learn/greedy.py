@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from finetune.steps.tokens.learn.corpus import Watch
 from finetune.steps.tokens.learn.protect import Forbidden
 from finetune.steps.tokens.learn.symbols import GAP, Ids, Symbols, pair_keys
+from finetune.steps.tokens.learn.watch import Watch
 
 LONGEST_NAME = 64
 """Characters of a piece's name (bytes of its text, in byte-level tokenizers). A text repeated throughout a corpus is

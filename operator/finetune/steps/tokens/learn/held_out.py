@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from finetune.steps.tokens.learn.corpus import blocks
 from finetune.steps.tokens.learn.families import Continued, NotLearnable
+from finetune.steps.tokens.learn.parts import blocks
 
 AT_ONCE = 200_000
 """Characters that are encoded together."""

@@ -15,10 +15,10 @@ from typing import Any
 from finetune.api.contract import ExitCode, Layout
 from finetune.api.spec import LearnTokens, NewToken
 from finetune.api.status import CharactersPerToken, Unit
-from finetune.steps.base import is_commit
-from finetune.steps.failure import StepFailure
-from finetune.steps.progress import Progress
+from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.runtime.progress import Progress
 from finetune.steps.tokens.vocabulary import Added, Vocabulary
+from finetune.steps.workspace.base_model import is_commit
 
 SOURCE, PROTECT = "spec.tokens.learn.source", "spec.tokens.learn.protect"
 
@@ -35,7 +35,7 @@ class LearnedTokens:
 
 def lesson_of(wanted: LearnTokens, layout: Layout) -> dict[str, Any]:
     """What the learned pieces depend on, besides the tokenizer."""
-    from finetune.steps.dataset.sources import identity
+    from finetune.steps.rows.sources import identity
     from finetune.steps.tokens.learn.corpus import dataset_source
 
     return {

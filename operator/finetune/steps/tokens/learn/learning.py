@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from finetune.steps.tokens.byte_level import text_of_bytes
-from finetune.steps.tokens.learn.corpus import Watch, blocks, held_out_parts, training_parts
 from finetune.steps.tokens.learn.families import MARKER, Continued, Family, NotLearnable
 from finetune.steps.tokens.learn.greedy import JoinedText, Piece, find_pieces, framed
 from finetune.steps.tokens.learn.grown import Growth, grown
 from finetune.steps.tokens.learn.held_out import Measured, changed, measured
+from finetune.steps.tokens.learn.parts import blocks, held_out_parts, training_parts
 from finetune.steps.tokens.learn.protect import NOTHING, forbidden_by
 from finetune.steps.tokens.learn.symbols import Symbols
 from finetune.steps.tokens.learn.unigram import scored, without_effect_on
+from finetune.steps.tokens.learn.watch import Watch
 from finetune.steps.tokens.learn.words import WordCounter, Words
 
 BLOCK = 4_000_000

@@ -1,0 +1,1 @@
+"""Several devices and pods that train one model."""
