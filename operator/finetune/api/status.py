@@ -157,6 +157,15 @@ class DatasetStatus(Model):
     dropped_by: Counts | None = Field(
         None, description="Why: TooLong (no whole answer within maxLength) or NothingToLearn (no answer in it)."
     )
+    end_tokens: list[Text] | None = Field(
+        None,
+        description="Special tokens that end what is learned, the most frequent first: the published model stops at "
+        "them. Empty: the data teach no end.",
+        max_length=16,
+    )
+    empty_answers: int | None = Field(
+        None, description="Answers of the training data that say nothing: an end token by itself.", ge=0
+    )
     unused_tokens: list[Text] | None = Field(
         None, description="New tokens that never occur in the data and so stay untrained.", max_length=32
     )
@@ -234,6 +243,7 @@ class OutputStatus(Model):
     uri: str | None = Field(None, description="Where it lies.", max_length=512)
     size_bytes: int | None = Field(None, description="Its size.", ge=0)
     sha256: str | None = Field(None, description="SHA-256 over the weights' files, in name order.", max_length=80)
+    warnings: list[Text] | None = Field(None, description="What may surprise whoever serves it.", max_length=16)
 
 
 class FineTuneJobStatus(Model):

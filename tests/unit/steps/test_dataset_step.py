@@ -21,6 +21,7 @@ from finetune.api.status import DatasetStatus
 from finetune.steps.dataset.step import run
 from finetune.steps.rows import file_checks
 from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.workspace.end_tokens import EndToken, read_end_tokens
 from finetune.steps.workspace.token_record import TokenRecord, write_record
 from tests.unit.steps.flow import CREATED, Workshop
 
@@ -568,3 +569,37 @@ def refusal_again(workshop: Workshop) -> Any:
     with pytest.raises(StepFailure) as failure:
         run(workshop.job(), workshop.layout)
     return failure.value.error
+
+
+def test_the_tokens_that_end_what_is_learned_are_named_and_handed_over(workshop: Workshop) -> None:
+    config = workshop.layout.model / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token": "<|endoftext|>"}))
+    workshop.write("rows.jsonl", [{"messages": QUESTION}, {"messages": QUESTION + QUESTION}])
+    workshop.write("more.jsonl", [{"text": "Air."}])
+    sources = [{"uri": "pvc://data/rows.jsonl"}, {"uri": "pvc://data/more.jsonl"}]
+    assert load(workshop, workshop.job(dataset={"sources": sources}))["endTokens"] == ["<|im_end|>", "<|endoftext|>"]
+    assert read_end_tokens(workshop.layout.dataset) == [
+        EndToken(2, "<|im_end|>", 3),
+        EndToken(0, "<|endoftext|>", 1),
+    ]
+
+
+def test_under_pretraining_only_the_end_of_a_text_counts(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", [{"text": "Air scatters. <|im_start|>" * 20 + " Air."}])
+    job = workshop.job(dataset={"maxLength": 8}, training={"maxSteps": 1, "objective": "Pretraining"})
+    assert load(workshop, job)["endTokens"] == ["<|im_end|>"]
+
+
+def test_what_has_no_end_token_says_so(workshop: Workshop) -> None:
+    (workshop.layout.model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    workshop.write("rows.jsonl", [{"messages": QUESTION}])
+    assert load(workshop, workshop.job())["endTokens"] == []
+
+
+def test_answers_that_say_nothing_are_counted(workshop: Workshop) -> None:
+    empty = [QUESTION[0], {"role": "assistant", "content": ""}]
+    workshop.write("rows.jsonl", [{"messages": QUESTION}, {"messages": empty}, {"messages": QUESTION + empty}])
+    assert load(workshop, workshop.job())["emptyAnswers"] == 2

@@ -32,6 +32,7 @@ from finetune.steps.rows.sources import Rows, identity, opened, prepare_environm
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.progress import Progress
 from finetune.steps.workspace.base_model import base_model
+from finetune.steps.workspace.end_tokens import EndToken, write_end_tokens
 from finetune.steps.workspace.staging import digest, publish
 from finetune.steps.workspace.token_record import FILE, read_record
 from finetune.steps.workspace.training_data import TRAIN, VALIDATION
@@ -43,6 +44,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 
 MAX_UNUSED = 32
 """Names in `DatasetStatus.unused_tokens`."""
+
+MAX_END_TOKENS = 16
+"""Names in `DatasetStatus.end_tokens`."""
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +112,7 @@ class _Loading:
         encoded = EncodedRows(self.folder / ".encoded")
         self._encode(tokenizer, sources, encoded)
         shutil.rmtree(cache, ignore_errors=True)
-        result = self._arrange(sources, encoded, len(tokenizer))
+        result = self._arrange(sources, encoded, tokenizer)
         shutil.rmtree(self.folder / ".encoded", ignore_errors=True)
         return result
 
@@ -186,8 +190,8 @@ class _Loading:
 
     # ---- ids to rows of training data
 
-    def _arrange(self, sources: list[_Source], encoded: EncodedRows, vocabulary: int) -> dict[str, Any]:
-        spec = self.job.spec
+    def _arrange(self, sources: list[_Source], encoded: EncodedRows, tokenizer: Any) -> dict[str, Any]:
+        spec, vocabulary = self.job.spec, len(tokenizer)
         ingredients, validation = _divided(sources, encoded, spec.dataset.max_length, self._together)
         order = mixed(ingredients, spec.dataset.buckets, spec.training.seed)
         hasher = hashlib.sha256()
@@ -211,6 +215,8 @@ class _Loading:
                 pass
             written[name] = writer
         train, held = written[TRAIN], written.get(VALIDATION)
+        ends = _end_tokens(tokenizer, train.ending, spec.training.objective)
+        write_end_tokens(self.folder, ends)
         used = np.bincount(encoded.sources[np.concatenate(order)], minlength=len(sources))
         return {
             "sources": [
@@ -224,6 +230,8 @@ class _Loading:
             "trainedTokens": train.learned,
             **_counted("truncated", sum((source.counts.truncated for source in sources), Counter())),
             **_counted("dropped", sum((source.counts.dropped for source in sources), Counter())),
+            "endTokens": [end.content for end in ends[:MAX_END_TOKENS]],
+            **_counted_if("emptyAnswers", sum(int(train.alone[end.id]) for end in ends)),
             "unusedTokens": _unused(self.model, train.seen),
             "digest": hasher.hexdigest(),
         }
@@ -260,6 +268,21 @@ def _divided(
 
 def _counted(name: str, counts: Counter[Any]) -> dict[str, Any]:
     return {name: counts.total(), **({f"{name}By": dict(counts)} if counts else {})}
+
+
+def _counted_if(name: str, count: int) -> dict[str, int]:
+    return {name: count} if count else {}
+
+
+def _end_tokens(tokenizer: Any, counts: npt.NDArray[np.int64], objective: Objective) -> list[EndToken]:
+    """The special tokens that end what is learned, by how often each does, the most frequent first. Under Pretraining
+    long texts are cut anywhere, so that only the end token of a text counts."""
+    special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if objective == Objective.PRETRAINING:
+        special = set()
+    special |= {tokenizer.eos_token_id} - {None}
+    found = sorted((id_ for id_ in special if counts[id_]), key=lambda id_: (-counts[id_], id_))
+    return [EndToken(id_, tokenizer.convert_ids_to_tokens(id_), int(counts[id_])) for id_ in found]
 
 
 def _undecodable(table: Any, error: UnicodeDecodeError) -> UndecodableRow:

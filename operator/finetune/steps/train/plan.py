@@ -13,6 +13,7 @@ from finetune.api.spec import DatasetSource, Method, Schedule, Training
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.train.phase import Phase, PhaseName
 from finetune.steps.workspace.base_model import base_model
+from finetune.steps.workspace.end_tokens import read_end_tokens
 from finetune.steps.workspace.staging import digest, inputs_of, published
 from finetune.steps.workspace.token_record import read_record
 
@@ -63,6 +64,9 @@ class Plan:
     nodes: int = 1
     """Pods that share the work."""
 
+    ends: tuple[int, ...] = ()
+    """Tokens that end what is learned."""
+
     sources: tuple[DatasetSource, ...] = ()
     """Where rows come from, for what has to be said about one."""
 
@@ -112,6 +116,7 @@ class Plan:
             },
             new_rows=new_rows,
             nodes=nodes,
+            ends=tuple(token.id for token in read_end_tokens(layout.dataset)),
             sources=tuple(source for _, source in job.spec.dataset.places()),
         )
 
