@@ -144,6 +144,12 @@ class DatasetStatus(Model):
     )
     examples: int = Field(0, description="Examples to train on.", ge=0)
     validation_examples: int = Field(0, description="Examples held out.", ge=0)
+    validation_duplicates: int | None = Field(
+        None,
+        description="Rows to train on that occur in validation too: held out together with it, or kept, as "
+        "validation.duplicates says.",
+        ge=0,
+    )
     packed_rows: int | None = Field(
         None, description="Rows of up to maxLength tokens that the examples were packed into.", ge=0
     )

@@ -68,6 +68,8 @@ def _dataset(result: Result) -> list[str]:
     for name, label in (("truncated", "shortened"), ("dropped", "dropped")):
         if count := result.get(name):
             words.append(f"{count:,} {label}")
+    if both := result.get("validationDuplicates"):
+        words.append(f"{both:,} rows were in training and in validation")
     if empty := result.get("emptyAnswers"):
         words.append(f"{empty:,} empty answers")
     if result.get("endTokens") == []:

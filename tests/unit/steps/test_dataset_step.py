@@ -603,3 +603,51 @@ def test_answers_that_say_nothing_are_counted(workshop: Workshop) -> None:
     empty = [QUESTION[0], {"role": "assistant", "content": ""}]
     workshop.write("rows.jsonl", [{"messages": QUESTION}, {"messages": empty}, {"messages": QUESTION + empty}])
     assert load(workshop, workshop.job())["emptyAnswers"] == 2
+
+
+REPEATED = [{"text": f"row {number % 20}"} for number in range(60)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_rows_are_held_out_together(workshop: Workshop, seed: int) -> None:
+    workshop.write("rows.jsonl", REPEATED)
+    training = {"maxSteps": 1, "seed": seed}
+    kept = {"validation": {"fraction": 0.2, "duplicates": "Kept"}}
+    result = load(workshop, workshop.job(dataset=kept, training=training))
+    train, held = texts(workshop), texts(workshop, "validation")
+    common = [text for text in train if text in held]
+    assert result["validationDuplicates"] == len(common) > 0
+    assert len(held) == 12
+    result = load(workshop, workshop.job(dataset={"validation": {"fraction": 0.2}}, training=training))
+    train, held = texts(workshop), texts(workshop, "validation")
+    assert result["validationDuplicates"] == len(common)
+    assert not set(train) & set(held)
+    assert Counter(train + held) == Counter(f"{row['text']}<|im_end|>" for row in REPEATED)
+    assert 0 < len(held) < 30
+
+
+def test_what_occurs_in_the_source_to_validate_on_is_not_trained_on(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", REPEATED)
+    workshop.write("held.jsonl", [{"text": "row 7"}, {"text": "other"}])
+    validation = {"source": {"uri": "pvc://data/held.jsonl"}}
+    result = load(workshop, workshop.job(dataset={"validation": validation}))
+    assert (result["examples"], result["validationExamples"], result["validationDuplicates"]) == (57, 2, 3)
+    assert "row 7<|im_end|>" not in texts(workshop)
+    result = load(workshop, workshop.job(dataset={"validation": validation | {"duplicates": "Kept"}}))
+    assert (result["examples"], result["validationDuplicates"]) == (60, 3)
+    workshop.write("held.jsonl", REPEATED)
+    with pytest.raises(StepFailure) as failure:
+        run(workshop.job(dataset={"validation": validation}), workshop.layout)
+    assert failure.value.error.reason == "TooFewRows"
+    assert "duplicates: Kept" in (failure.value.error.hint or "")
+
+
+def test_long_texts_that_are_cut_are_compared_whole(workshop: Workshop) -> None:
+    long = "The sky is blue because air scatters short waves. "
+    workshop.write("rows.jsonl", [{"text": long + "a"}, {"text": long + "b"}, {"text": long + "a"}] * 4)
+    dataset = {"maxLength": 8, "validation": {"fraction": 0.3}}
+    training = {"maxSteps": 1, "objective": "Pretraining", "seed": 1}
+    load(workshop, workshop.job(dataset=dataset, training=training))
+    assert {text[-11:] for text in texts(workshop)}.isdisjoint(
+        {text[-11:] for text in texts(workshop, "validation") if text.endswith("<|im_end|>")}
+    )

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
-from finetune.api.spec import DatasetSource, Objective, Switch
+from finetune.api.spec import DatasetSource, Duplicates, Objective, Switch
 from finetune.api.spec import Format as Kind
+from finetune.steps.dataset.duplicates import NOWHERE, duplicates
 from finetune.steps.dataset.encode import Counts, Encoder
 from finetune.steps.dataset.encoded_rows import EncodedRows
 from finetune.steps.dataset.mixture import Ingredient, held_out, mixed
@@ -109,7 +110,7 @@ class _Loading:
         tokenizer = AutoTokenizer.from_pretrained(self.model)
         _must_be_fast(tokenizer)
         sources = [self._open(place, source, cache) for place, source in dataset.places()]
-        encoded = EncodedRows(self.folder / ".encoded")
+        encoded = EncodedRows(self.folder / ".encoded", keyed=dataset.validates)
         self._encode(tokenizer, sources, encoded)
         shutil.rmtree(cache, ignore_errors=True)
         result = self._arrange(sources, encoded, tokenizer)
@@ -192,6 +193,7 @@ class _Loading:
 
     def _arrange(self, sources: list[_Source], encoded: EncodedRows, tokenizer: Any) -> dict[str, Any]:
         spec, vocabulary = self.job.spec, len(tokenizer)
+        validation_duplicates = self._part_duplicates(sources, encoded)
         ingredients, validation = _divided(sources, encoded, spec.dataset.max_length, self._together)
         order = mixed(ingredients, spec.dataset.buckets, spec.training.seed)
         hasher = hashlib.sha256()
@@ -225,6 +227,7 @@ class _Loading:
             ],
             "examples": train.rows if self._in_pairs else train.examples,
             "validationExamples": 0 if held is None else held.rows if self._in_pairs else held.examples,
+            **_counted_if("validationDuplicates", validation_duplicates),
             **({"packedRows": train.rows} if packing else {}),
             "tokens": train.tokens,
             "trainedTokens": train.learned,
@@ -235,6 +238,25 @@ class _Loading:
             "unusedTokens": _unused(self.model, train.seen),
             "digest": hasher.hexdigest(),
         }
+
+    def _part_duplicates(self, sources: list[_Source], encoded: EncodedRows) -> int:
+        """Rows to train on that occur in validation too, which go there, or nowhere, if the job does not keep them."""
+        validation = self.job.spec.dataset.validation
+        if not self.job.spec.dataset.validates:
+            return 0
+        training = [source for source in sources if source.trains]
+        move = validation.duplicates == Duplicates.HELD_OUT_TOGETHER
+        own = validation.source is not None
+        count = duplicates(encoded, [source.places for source in sources], move=move, own_source=own)
+        if lost := next((source for source in training if not source.trains), None):
+            raise StepFailure(
+                ExitCode.BAD_DATA,
+                "TooFewRows",
+                f"{lost.place}: {lost.spec.uri}: every row occurs among those that are held out too, which leaves "
+                "nothing to train on",
+                "Validate on other rows, or set spec.dataset.validation.duplicates: Kept.",
+            )
+        return count
 
     @property
     def _in_pairs(self) -> bool:
@@ -255,6 +277,7 @@ def _divided(
     for number, source in enumerate(sources):
         numbers = np.flatnonzero(encoded.sources == number)[::together]
         places = source.places[encoded.rows[numbers]]
+        numbers, places = numbers[places != NOWHERE], places[places != NOWHERE]
         in_order = np.argsort(places, kind="stable")
         numbers, training = numbers[in_order], places[in_order] >= 0
         if not (training.any() if source.trains else len(numbers)):
