@@ -33,6 +33,7 @@ from finetune.steps.rows.sources import Rows, identity, opened, prepare_environm
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.progress import Progress
 from finetune.steps.workspace.base_model import base_model
+from finetune.steps.workspace.data_parts import Parts, write_parts
 from finetune.steps.workspace.end_tokens import EndToken, write_end_tokens
 from finetune.steps.workspace.staging import digest, publish
 from finetune.steps.workspace.token_record import FILE, read_record
@@ -219,6 +220,7 @@ class _Loading:
         train, held = written[TRAIN], written.get(VALIDATION)
         ends = _end_tokens(tokenizer, train.ending, spec.training.objective)
         write_end_tokens(self.folder, ends)
+        write_parts(self.folder, self._parts(sources, encoded))
         used = np.bincount(encoded.sources[np.concatenate(order)], minlength=len(sources))
         return {
             "sources": [
@@ -238,6 +240,22 @@ class _Loading:
             "unusedTokens": _unused(self.model, train.seen),
             "digest": hasher.hexdigest(),
         }
+
+    def _parts(self, sources: list[_Source], encoded: EncodedRows) -> Parts:
+        """A digest of what each source gave, and the settings that arrange it."""
+        digests = {f"{source.place} ({source.spec.uri})": encoded.digest(n) for n, source in enumerate(sources)}
+        wire = self.job.spec.dataset.wire()
+        weights = {
+            f"{source.place}.{name}": value
+            for source in sources
+            for name, value in source.spec.wire().items()
+            if name in ("weight", "maxRepeats")
+        }
+        held = self.job.spec.dataset.validation
+        validation = {f"spec.dataset.validation.{name}": getattr(held, name) for name in ("fraction", "duplicates")}
+        settings = {f"spec.dataset.{name}": wire.get(name) for name in ("maxLength", "packing", "mask", "buckets")}
+        seed = {"spec.training.seed": self.job.spec.training.seed}
+        return digests | weights | validation | settings | seed
 
     def _part_duplicates(self, sources: list[_Source], encoded: EncodedRows) -> int:
         """Rows to train on that occur in validation too, which go there, or nowhere, if the job does not keep them."""
