@@ -20,6 +20,8 @@ class Measured:
     seconds: float
     resident: int
     anonymous: int
+    processors: float = 0.0
+    """Seconds on processors, where the process told them."""
 
 
 def measure(command: Sequence[str], environment: Mapping[str, str], warm: Path) -> Measured:
