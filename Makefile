@@ -94,8 +94,8 @@ bench-data: $(READY) ## load-dataset against datasets.map and trl's preparation
 	$(BIN)/python -m tests.bench.data
 
 .PHONY: bench-controller
-bench-controller: cluster-up ## 1,000 FineTuneJobs against 1,000 plain Jobs; status latency
-	$(BIN)/python -m tests.bench.controller
+bench-controller: cluster-up ## 1,000 FineTuneJobs against 1,000 plain Jobs; status latency (FORMER=a commit, beside it)
+	$(BIN)/python -m tests.bench.controller $(if $(FORMER),--former $(FORMER))
 
 .PHONY: bench-resume
 bench-resume: $(READY) ## twenty kills over one run: equal weights, what a kill and a checkpoint cost
