@@ -47,6 +47,10 @@ generate: cluster-up ## write manifests/crd.yaml, the chart's CRD and manifests/
 	cp build/crd.yaml charts/finetune-operator/files/crd.yaml
 	eval "$$($(BIN)/python -m tests.cluster env)" && manifests/render.sh > build/install.yaml && cp build/install.yaml manifests/install.yaml
 
+.PHONY: rooms
+rooms: $(READY) ## draw docs/rooms.svg: how a job flows through the rooms of the code
+	$(BIN)/python docs/rooms.py
+
 .PHONY: format
 format: $(READY) ## format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
