@@ -1,8 +1,8 @@
 """The picture of the rooms shows those that there are."""
 
-import importlib.util
+import runpy
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,11 +11,8 @@ CODE = ROOT / "operator" / "finetune"
 
 
 @pytest.fixture(scope="module")
-def rooms() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("rooms", ROOT / "docs" / "rooms.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def rooms() -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "rooms.py"), run_name="rooms"))
 
 
 def found(folder: Path) -> set[str]:
