@@ -28,6 +28,7 @@ from finetune.steps.failure import StepFailure
 from finetune.steps.likelihood import Continuation, Prompts
 from finetune.steps.memory import available_memory
 from finetune.steps.progress import Progress
+from finetune.steps.single_precision import largest_part
 from finetune.steps.staging import published
 from finetune.steps.tokens.architectures import matrices_of
 from finetune.steps.tokens.checkpoint import read_checkpoint
@@ -178,7 +179,8 @@ def _prove(
         for difference in differences(before, checkpoint, matrices, new_ids, count):
             raise NotProven(difference)
         proof.equal_bytes = sum(tensor.size for tensor in before.tensors.values())
-    needed, free = int(checkpoint.size * OVERHEAD) + LIBRARIES, available_memory()
+    needed = int(checkpoint.size * OVERHEAD) + largest_part(checkpoint.tensors) + LIBRARIES
+    free = available_memory()
     if needed > free:
         _prove_structure(folder)
         return proof, [
