@@ -23,6 +23,7 @@ from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
 from finetune.api.spec import PROBE_PROMPT
 from finetune.api.status import TokenProbability, TokensStatus
 from finetune.steps.inference.likelihood import Continuation, Prompts
+from finetune.steps.inference.single_precision import largest_part
 from finetune.steps.model_files.checkpoint import read_checkpoint
 from finetune.steps.model_files.config import read_config
 from finetune.steps.reload.compare import differences
@@ -178,7 +179,8 @@ def _prove(
         for difference in differences(before, checkpoint, matrices, new_ids, count):
             raise NotProven(difference)
         proof.equal_bytes = sum(tensor.size for tensor in before.tensors.values())
-    needed, free = int(checkpoint.size * OVERHEAD) + LIBRARIES, available_memory()
+    needed = int(checkpoint.size * OVERHEAD) + largest_part(checkpoint.tensors) + LIBRARIES
+    free = available_memory()
     if needed > free:
         _prove_structure(folder)
         return proof, [
