@@ -552,3 +552,19 @@ def test_torch_is_not_needed(workshop: Workshop) -> None:
     report = json.loads(workshop.layout.report_file.read_text())
     assert report["result"]["examples"] == len(ROWS)
     assert "finetune-progress" in done.stdout
+
+
+def test_half_a_surrogate_pair_matters_only_where_it_is_used(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", ['{"text": "a \\ud83d\\ude00"}', '{"text": "b", "unused": "\\ud83d"}'])
+    load(workshop, workshop.job())
+    assert texts(workshop) == ["a 😀<|im_end|>", "b<|im_end|>"]
+    workshop.write("rows.jsonl", [{"text": "a"}, "", '{"text": "b \\ud83d"}'])
+    error = refusal_again(workshop)
+    assert "row 2 of train: column text holds \\ud83d" in error.message
+    assert error.message.endswith(" (line 3 of rows.jsonl)")
+
+
+def refusal_again(workshop: Workshop) -> Any:
+    with pytest.raises(StepFailure) as failure:
+        run(workshop.job(), workshop.layout)
+    return failure.value.error

@@ -28,7 +28,7 @@ from finetune.steps.dataset.packing import packed, require_isolation
 from finetune.steps.dataset.preference import complete, in_pairs, pairs_in
 from finetune.steps.dataset.template import templated
 from finetune.steps.rows.formats import Example, Format, MalformedRow, UndecodableRow, other_format, recognised, said
-from finetune.steps.rows.sources import columns_of, identity, opened, prepare_environment
+from finetune.steps.rows.sources import Rows, identity, opened, prepare_environment
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.progress import Progress
 from finetune.steps.workspace.base_model import base_model
@@ -70,7 +70,7 @@ class _Source:
     """Its field in the spec."""
 
     spec: DatasetSource
-    rows: Any
+    rows: Rows
     format: Format
     places: npt.NDArray[np.int64]
     """Where each row stands in the source's order; below zero if it is held out."""
@@ -166,11 +166,12 @@ class _Loading:
     def _batches(self, source: _Source, firsts: list[tuple[int, list[int] | None]]) -> Iterator[list[Example]]:
         """The rows in batches, as examples; what is appended to `firsts` says where each batch begins."""
         by_category = self.job.spec.dataset.buckets is not None and "category" in source.rows.column_names
-        rows, every_row = columns_of(source.rows, (*source.format.columns, *source.format.optional)), source.rows
+        rows = source.rows.columns((*source.format.columns, *source.format.optional))
+        every_category = source.rows.columns(["category"]) if by_category else None
         for first in range(0, len(rows), BATCH):
             categories = None
-            if by_category:
-                names = map(str, every_row[first : first + BATCH]["category"])
+            if every_category:
+                names = map(str, every_category[first : first + BATCH]["category"])
                 categories = [self.categories.setdefault(name, len(self.categories)) for name in names]
             firsts.append((first, categories))
             try:
@@ -284,18 +285,19 @@ def _malformed(source: _Source, index: int, error: MalformedRow) -> StepFailure:
     told = not source.spec.template and source.format.name != Kind.PREFERENCE
     other = None if not told else other_format(source.rows[index], source.format)
     split = source.spec.split
+    line = f" ({found})" if (found := source.rows.line(index)) else ""
     if other:
         return StepFailure(
             ExitCode.BAD_DATA,
             "MixedFormats",
-            f"{source.place}: {source.spec.uri}: row {index + 1} of {split} is {other}, and the rows were taken for "
-            f"{source.format.name} ({', '.join(source.format.columns)})",
+            f"{source.place}: {source.spec.uri}: row {index + 1} of {split} is {other}, and the rows were "
+            f"taken for {source.format.name} ({', '.join(source.format.columns)}){line}",
             "Put rows of different formats into different files, each a source of its own.",
         )
     return StepFailure(
         ExitCode.BAD_DATA,
         "MalformedRow",
-        f"{source.place}: {source.spec.uri}: row {index + 1} of {split}: {error}",
+        f"{source.place}: {source.spec.uri}: row {index + 1} of {split}: {error}{line}",
         "Mend the row, or write a template that can do with it.",
     )
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import glob
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import ExitCode
 from finetune.api.spec import DatasetSource, FileFormat
-from finetune.steps.rows import file_checks
+from finetune.steps.rows import compressed, file_checks, json_documents
+from finetune.steps.rows.formats import is_row
 from finetune.steps.runtime.failure import StepFailure
 
 SUFFIXES = {
@@ -33,10 +35,14 @@ BUILDERS = {
 }
 """The builder of `datasets` for a way of writing."""
 
+LINES = (FileFormat.JSONL, FileFormat.JSON)
+"""What `json_rows` reads."""
+
 WHAT_IS_WRONG: dict[type[file_checks.BadFile], tuple[str, str]] = {
     file_checks.NotUtf8: ("NotUtf8", "Convert the file to UTF-8, for example with iconv."),
     file_checks.DifferentColumns: ("MixedFormats", "Put files with different columns into sources of their own."),
     file_checks.Damaged: ("DamagedFile", "Copy the file again; it may be cut off."),
+    compressed.Archive: ("UnknownFormat", "Unpack it, and put its files into a folder that the source names."),
     file_checks.BadFile: ("MalformedRow", "Mend the file."),
 }
 
@@ -56,8 +62,7 @@ def location(place: Path, source: DatasetSource, cache: Path, field: str) -> dic
         if source.file_format is None:
             paths = [path for path in paths if _by_name(path) == kind]
     try:
-        if kind == FileFormat.JSON:
-            place, paths = _arrays_as_lines(place, paths, cache / re.sub(r"\W+", "-", field))
+        place, paths = _unpacked(place, paths, kind, cache / re.sub(r"\W+", "-", field))
         options = _options(kind, paths)
     except file_checks.BadFile as error:
         raise failure(error, source, field) from error
@@ -66,8 +71,26 @@ def location(place: Path, source: DatasetSource, cache: Path, field: str) -> dic
     return {"path": BUILDERS[kind], "data_files": [glob.escape(str(path)) for path in paths], **options}
 
 
+def line(paths: Sequence[Any], index: int, cache: Path) -> str | None:
+    """Where the row of this number stands in these files, if they are the user's own files of lines and not made of
+    such below `cache`."""
+    for path in map(Path, map(str, paths)):
+        ours = path.is_relative_to(cache) and not path.is_symlink()
+        if (
+            ours
+            or not path.is_file()
+            or (kind := _by_name(path)) not in (FileFormat.JSONL, FileFormat.CSV, FileFormat.TSV)
+        ):
+            return None
+        for number in file_checks.lines_of_rows(path, {FileFormat.CSV: ",", FileFormat.TSV: "\t"}.get(kind)):
+            if not index:
+                return f"line {number} of {path.name}"
+            index -= 1
+    return None
+
+
 def _by_name(path: Path) -> FileFormat | None:
-    suffix = next((suffix for suffix in reversed(path.suffixes) if suffix != ".gz"), "")
+    suffix = next((suffix for suffix in reversed(path.suffixes) if suffix.lower() not in compressed.OPENERS), "")
     return SUFFIXES.get(suffix.lower())
 
 
@@ -83,7 +106,8 @@ def _kind(place: Path, source: DatasetSource, field: str) -> FileFormat:
         raise StepFailure(
             ExitCode.BAD_CONFIGURATION,
             "UnknownFormat",
-            f"{field}.uri: {source.uri} {what} in one of {', '.join(SUFFIXES)}",
+            f"{field}.uri: {source.uri} {what} in one of {', '.join(SUFFIXES)}, "
+            f"be it compressed ({', '.join(compressed.OPENERS)}) or not",
             f"Say in {field}.fileFormat how it is written, or rename it.",
         )
     if len(found) > 1:
@@ -100,7 +124,7 @@ def _options(kind: FileFormat, paths: list[Path]) -> dict[str, Any]:
     """What the builder has to know about these files, which are looked through first."""
     if kind == FileFormat.PARQUET:
         file_checks.require_parquet(paths)
-    else:
+    elif kind not in LINES:
         file_checks.require_text(paths)
     if kind == FileFormat.PLAIN_TEXT:
         return {"sample_by": "paragraph"}
@@ -115,19 +139,37 @@ def _options(kind: FileFormat, paths: list[Path]) -> dict[str, Any]:
     return {"sep": separator, "features": features, "keep_default_na": False}
 
 
-def _arrays_as_lines(place: Path, paths: list[Path], folder: Path) -> tuple[Path, list[Path]]:
-    """The same files with every array written as lines, below `folder` if there is one, with the same names."""
-    if not any(map(file_checks.is_array, paths)):
-        return place, paths
+def _unpacked(place: Path, paths: list[Path], kind: FileFormat, folder: Path) -> tuple[Path, list[Path]]:
+    """The same files with none of them compressed and all JSON as lines: below `folder`, with the same names, if any
+    has to be written anew."""
     root = place if place.is_dir() else place.parent
+    packed = {path for path in paths if compressed.compression(path)}
+    documents = {
+        path for path in paths if kind in LINES and path not in packed and json_documents.is_document(path, is_row)
+    }
+    if not packed and not documents:
+        return place, paths
     written = []
     for path in paths:
         target = folder / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if file_checks.is_array(path):
-            target = target.with_name(f"{path.name.removesuffix('.gz')}l")
-            file_checks.write_as_lines(path, target)
-        else:
+        source = path
+        if path in packed:
+            target = source = target.with_name(_plain_name(path))
+            compressed.unpack(path, target)
+        if path in documents or (path in packed and kind in LINES and json_documents.is_document(source, is_row)):
+            target = target.with_name(f"{Path(_plain_name(path)).stem}.jsonl")
+            if target == source:
+                source = source.rename(source.with_name(f".{source.name}"))
+            json_documents.write_as_lines(source, target, is_row)
+            if path in packed:
+                source.unlink()
+        elif path not in packed:
+            target.unlink(missing_ok=True)
             target.symlink_to(path)
         written.append(target)
     return (folder if place.is_dir() else written[0]), written
+
+
+def _plain_name(path: Path) -> str:
+    return path.stem if path.suffix.lower() in compressed.OPENERS else path.name

@@ -150,6 +150,11 @@ def other_format(row: Row, format: Format) -> str | None:
     return next((f"{other.name} ({', '.join(other.columns)})" for other in others), None)
 
 
+def is_row(columns: Sequence[str]) -> bool:
+    """Whether an object with these keys is a row of a known format, whatever else it may be."""
+    return {"chosen", "rejected"} <= set(columns) or any(set(each.columns) <= set(columns) for each in _FORMATS)
+
+
 def _known(formats: Sequence[Format]) -> str:
     return "; ".join(" and ".join(candidate.columns) for candidate in formats)
 

@@ -45,8 +45,44 @@ def identity(source: DatasetSource, layout: Layout, field: str = "spec.dataset")
     return description
 
 
-def opened(source: DatasetSource, layout: Layout, cache: Path, field: str) -> Any:
-    """The rows of the source's split as a `datasets.Dataset`, memory-mapped. `field` is its place in the spec."""
+class Rows:
+    """The rows of a source's split, memory-mapped."""
+
+    def __init__(self, dataset: Any, builder: Any, split: str, cache: Path) -> None:
+        """`dataset` is what `builder` gives for `split`; files in `cache` are none of the user's own."""
+        self._dataset, self._builder, self._split, self._cache = dataset, builder, split, cache
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        row: dict[str, Any] = self._dataset[place]
+        return row
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self._dataset.column_names)
+
+    def columns(self, names: Iterable[str]) -> Columns:
+        """Those of these columns that there are."""
+        return Columns(self._dataset.select_columns([name for name in names if name in self.column_names]))
+
+    def line(self, index: int) -> str | None:
+        """The line and the file that a row stands in, where it is a file of lines."""
+        from datasets import ReadInstruction
+
+        splits = self._builder.info.splits
+        parts = ReadInstruction.from_spec(self._split).to_absolute({name: splits[name].num_examples for name in splits})
+        for part in parts:
+            first, last = part.from_ or 0, part.to if part.to is not None else splits[part.splitname].num_examples
+            if index < last - first:
+                return files.line(self._builder.config.data_files[part.splitname], first + index, self._cache)
+            index -= last - first
+        return None
+
+
+def opened(source: DatasetSource, layout: Layout, cache: Path, field: str) -> Rows:
+    """The rows of the source's split. `field` is its place in the spec."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import HfHubHTTPError
@@ -56,8 +92,9 @@ def opened(source: DatasetSource, layout: Layout, cache: Path, field: str) -> An
         builder = datasets.load_dataset_builder(
             **_location(source, layout, cache, field), name=source.subset, cache_dir=str(cache)
         )
+        builder = _exact(builder)
         builder.download_and_prepare()
-        rows = builder.as_dataset(split=source.split)
+        rows = Rows(builder.as_dataset(split=source.split), builder, source.split, cache)
     except DatasetNotFoundError as error:
         gated = "gated" in str(error).lower()
         raise StepFailure(
@@ -79,14 +116,43 @@ def opened(source: DatasetSource, layout: Layout, cache: Path, field: str) -> An
     return rows
 
 
-def columns_of(rows: Any, names: Iterable[str]) -> Any:
-    """The rows with these columns of them that there are. Slices are Arrow tables where the values are stored as they
-    are, and lists by column where `datasets` has to decode them (JSON of varying shape)."""
-    from datasets.features.features import require_decoding
+class Columns:
+    """Some columns of rows, by slices: an Arrow table where the values are stored as they are, and lists by column
+    where they have to be decoded (JSON of varying shape)."""
 
-    chosen = rows.select_columns([name for name in names if name in rows.column_names])
-    decoded = any(require_decoding(feature) for feature in chosen.features.values())
-    return chosen if decoded else chosen.with_format("arrow")
+    def __init__(self, rows: Any) -> None:
+        from datasets.features.features import require_decoding
+
+        self._decoded = any(require_decoding(feature) for feature in rows.features.values())
+        self._rows = rows if self._decoded else rows.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: slice) -> Any:
+        from finetune.steps.rows.json_rows import is_json, values_of
+
+        some = self._rows[place]
+        if self._decoded or not any(is_json(field.type) for field in some.schema):
+            return some
+        return {name: values_of(name, some[name]) for name in some.column_names}
+
+
+def _exact(builder: Any) -> Any:
+    """The builder itself, or ours where that of `datasets` would guess at types by the first rows."""
+    from finetune.steps.rows.json_rows import JsonRows
+    from finetune.steps.rows.parquet_rows import ParquetRows
+
+    ours = {"json": JsonRows, "parquet": ParquetRows}.get(type(builder).__module__.rpartition(".")[2])
+    if ours is None or builder.info.features or getattr(builder.config, "field", None):
+        return builder
+    return ours(
+        cache_dir=builder._cache_dir_root,
+        data_files=builder.config.data_files,
+        base_path=builder.base_path,
+        repo_id=builder.repo_id,
+        token=builder.token,
+    )
 
 
 def _location(source: DatasetSource, layout: Layout, cache: Path, field: str) -> dict[str, Any]:
@@ -139,6 +205,11 @@ def _failure(error: Exception, builder: Any, source: DatasetSource, field: str) 
             f"{field}.subset: {source.subset}: {_first_line(error)}",
             "Name one of the dataset's configurations.",
         )
+    bad = next((cause for cause in causes if isinstance(cause, file_checks.BadFile)), None)
+    if isinstance(bad, file_checks.Empty):
+        return _empty(source, field)
+    if bad:
+        return files.failure(bad, source, field)
     if different := next((cause for cause in causes if isinstance(cause, CastError)), None):
         columns = ", ".join(different.requested_column_names)
         found = f"its files have different columns: beside those of the first ({columns}) {different.details()}"
@@ -156,26 +227,13 @@ def _failure(error: Exception, builder: Any, source: DatasetSource, field: str) 
             "The place must hold JSONL, JSON, CSV, Parquet or plain text files.",
         )
     cause = file_checks.BadFile(_first_line(causes[1] if len(causes) > 1 else error))
-    return files.failure(_malformed_line(builder) or cause, source, field)
+    return files.failure(cause, source, field)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _malformed_line(builder: Any) -> file_checks.BadFile | None:
-    """What is wrong with the first line that is no JSON object: the readers underneath count in blocks, not lines."""
-    if not any(kind.__name__ == "Json" for kind in type(builder).__mro__):
-        return None
-    paths = (str(path) for paths in (builder.config.data_files or {}).values() for path in paths)
-    try:
-        for path in paths:
-            file_checks.require_objects(path)
-    except file_checks.BadFile as error:
-        return error
-    return None
 
 
 def _empty(source: DatasetSource, field: str) -> StepFailure:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from finetune.api.contract import ExitCode, Layout
 from finetune.api.spec import DatasetSource, TokenSource
@@ -27,25 +26,23 @@ class Corpus:
 
         Raises StepFailure, naming `field`, for a source that is absent, unreadable or of an unknown format."""
         prepare_environment(cache)
-        self._rows: Any = opened(dataset_source(source), layout, cache, field)
-        self._format = recognised(self._rows.column_names, field)
+        rows = opened(dataset_source(source), layout, cache, field)
+        self._format = recognised(rows.column_names, field)
+        self._rows = rows.columns((*self._format.columns, *self._format.optional))
         self._source, self._field, self._watch = source, field, watch
 
     def __iter__(self) -> Iterator[str]:
         for first in range(0, len(self._rows), ROWS):
-            columns = self._rows[first : first + ROWS]
-            for index, values in enumerate(zip(*columns.values(), strict=True)):
-                try:
-                    text = text_of(self._format.read(dict(zip(columns, values, strict=True))))
-                except MalformedRow as error:
-                    raise StepFailure(
-                        ExitCode.BAD_DATA,
-                        "MalformedRow",
-                        f"{self._field}: row {first + index + 1} of {self._source.uri}: {error}",
-                        "Mend the row.",
-                    ) from error
-                if text:
-                    yield text
+            try:
+                examples = self._format.examples(self._rows[first : first + ROWS])
+            except MalformedRow as error:
+                raise StepFailure(
+                    ExitCode.BAD_DATA,
+                    "MalformedRow",
+                    f"{self._field}: row {first + error.index + 1} of {self._source.uri}: {error}",
+                    "Mend the row.",
+                ) from error
+            yield from filter(None, map(text_of, examples))
             self._watch(min(first + ROWS, len(self._rows)), len(self._rows))
 
 
