@@ -178,6 +178,18 @@ class TrainingStatus(Model):
     loss: float | None = Field(None, description="Mean training loss over the last logged steps.")
     validation_loss: float | None = Field(None, description="Loss on the held-out rows after training.")
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
+    adapted: list[Text] | None = Field(
+        None, description="What LoRA adapted: names of weights, those of all layers once.", max_length=16
+    )
+    left_out: list[Text] | None = Field(
+        None, description="Linear layers and experts that LoRA did not adapt.", max_length=16
+    )
+    not_trained: list[Text] | None = Field(
+        None,
+        description="Tensors of the model's files that the training did not touch, published as they were: what "
+        "transformers has no use for (layers that predict further tokens), and parts that text does not reach.",
+        max_length=16,
+    )
     exact: bool | None = Field(
         None, description="Whether every resumption was bit-exact: same libraries, threads, CPU capability, world size."
     )

@@ -25,7 +25,7 @@ from finetune.api.status import TokenProbability, TokensStatus
 from finetune.steps.inference.likelihood import Continuation, Prompts
 from finetune.steps.inference.single_precision import largest_part
 from finetune.steps.model_files.checkpoint import read_checkpoint
-from finetune.steps.model_files.config import read_config
+from finetune.steps.model_files.config import UNQUANTISED, quantised, read_config
 from finetune.steps.reload.compare import differences
 from finetune.steps.runtime.disk import in_words
 from finetune.steps.runtime.failure import StepFailure
@@ -54,6 +54,13 @@ OVERHEAD = 1.2
 
 LIBRARIES = 600 << 20
 """Memory of torch and transformers themselves."""
+
+BIDIRECTIONAL = (
+    "albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert",
+    "electra", "ernie", "esm", "eurobert", "megatron-bert", "modernbert", "mpnet", "nomic_bert", "rembert", "roberta",
+    "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Model types whose attention sees what comes next, unless their configuration says is_decoder."""
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -212,6 +219,19 @@ def _require_causal_language_model(folder: Path) -> None:
         config = TRANSFORMERS.AutoConfig.from_pretrained(folder)
     except ValueError as error:
         raise _unsupported(f"transformers does not know it: {str(error).partition(chr(10))[0]}") from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise _unsupported(
+            f"{config.model_type!r} is an encoder-decoder, which answers with another part than it reads"
+        )
+    if config.model_type in BIDIRECTIONAL and not getattr(config, "is_decoder", False):
+        raise _unsupported(f"{config.model_type!r} is a bidirectional encoder: it fills gaps and writes no text")
+    if how := quantised(read_config(folder)):
+        raise StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "QuantisedModel",
+            f"spec.model: its weights are quantised ({how}), and what is trained could not be written so that it loads",
+            UNQUANTISED,
+        )
     if type(config) not in TRANSFORMERS.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise _unsupported(f"transformers has no causal language model for the model_type {config.model_type!r}")
 

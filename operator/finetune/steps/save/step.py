@@ -24,6 +24,7 @@ from finetune.steps.save.adopt import adopt
 from finetune.steps.save.merging import is_adapter, merge, merged_size
 from finetune.steps.save.model_card import provenance, write_card
 from finetune.steps.workspace.base_model import base_model
+from finetune.steps.workspace.merge_record import FILE as MERGE
 from finetune.steps.workspace.staging import MANIFEST, digest, make_durable, published, replace
 
 BLOCK = 16 << 20
@@ -92,7 +93,9 @@ class _Content:
         self._model, self._base = layout.model, base_model(layout)
         self.merges = adapter and wanted == OutputFormat.MERGED
         self.format = OutputFormat.ADAPTER if adapter and not self.merges else OutputFormat.MERGED
-        left_out = (ADAPTER_CONFIG, "*.safetensors") if self.merges else OF_THE_MODEL if adapter else ()
+        left_out = (
+            (ADAPTER_CONFIG, MERGE, "*.safetensors") if self.merges else (*OF_THE_MODEL, MERGE) if adapter else ()
+        )
         self._files = [path for path in _files(layout.trained) if not any(path.match(each) for each in left_out)]
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import DEVICES, NODES, ExitCode, Layout, StepJob
-from finetune.api.spec import DatasetSource, Method, Schedule, Training
+from finetune.api.spec import DatasetSource, Method, OutputFormat, Schedule, Training
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.train.phase import Phase, PhaseName
 from finetune.steps.workspace.base_model import base_model
@@ -59,6 +59,9 @@ class Plan:
 
     new_rows: tuple[int, ...] = ()
     """The ids of the job's new tokens."""
+
+    merges: bool = True
+    """Whether an adapter is to be merged into the model in the end."""
 
     nodes: int = 1
     """Pods that share the work."""
@@ -111,6 +114,7 @@ class Plan:
                 "training": training.model_dump(mode="json", by_alias=True, include=decisive, exclude_none=True),
             },
             new_rows=new_rows,
+            merges=job.spec.output is None or job.spec.output.format == OutputFormat.MERGED,
             nodes=nodes,
             sources=tuple(source for _, source in job.spec.dataset.places()),
         )
