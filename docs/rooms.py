@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 PICTURE = Path(__file__).with_name("rooms.svg")
-WIDTH, HEIGHT, LINE = 1000, 660, 17
+WIDTH, HEIGHT, LINE = 1000, 706, 17
 
 STEPS = ("download", "tokens", "reload", "dataset", "train", "save")
 SHARED = {
     "workspace": "what a step leaves is complete or absent; the form of every file that several steps know",
     "model_files": "safetensors, index, config",
     "token_matrices": "one row for each token",
+    "weight_names": "names in memory, in files",
+    "tokenizer_files": "all readers give the same ids",
     "rows": "from claims, buckets and hubs",
     "inference": "what a loaded model says",
     "cache.py": "shared by jobs",
@@ -110,12 +112,12 @@ def picture() -> str:
         ),
     )
     serving = Box(790, 165, 170, 118, "serving", ("progress, senders", "trust, certificates", "health, metrics"))
-    pods = Box(20, 350, 960, 290, "steps: what the pods of an attempt run", (), "floor")
+    pods = Box(20, 350, 960, 336, "steps: what the pods of an attempt run", (), "floor")
     steps = [Box(40 + 156 * number, 385, 140, 40, name) for number, name in enumerate(STEPS)]
     workspace = Box(40, 470, 920, 54, "workspace", (SHARED["workspace"],), "shared")
-    places = [(40 + 310 * column, 536 + 46 * row, 300) for row in range(2) for column in range(3)]
+    places = [(40 + 310 * column, 536 + 46 * row, 300) for row in range(3) for column in range(3)]
     shared = [workspace]
-    for (name, text), (x, y, span) in zip(list(SHARED.items())[1:], places, strict=True):
+    for (name, text), (x, y, span) in zip(list(SHARED.items())[1:], places, strict=False):
         shared.append(Box(x, y, span, 38, name, (text,), "shared"))
     parts = [operator, pods, user, server, people, cluster, decision, serving, *steps, *shared]
     arrows = [

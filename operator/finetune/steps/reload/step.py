@@ -32,6 +32,7 @@ from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.memory import available_memory
 from finetune.steps.runtime.progress import Progress
 from finetune.steps.token_matrices.architectures import matrices_of
+from finetune.steps.tokenizer_files.agreement import TOKENIZER, around, as_tokenizer_json_says, disagreement
 from finetune.steps.workspace.base_model import base_model
 from finetune.steps.workspace.staging import published
 from finetune.steps.workspace.token_record import TokenRecord, read_record
@@ -48,6 +49,9 @@ COMPARED = 64
 
 READING = 8 << 30
 """Bytes of weights that these passes may read beyond those for the tokens that are shown."""
+
+READ = 4096
+"""New tokens around which texts are read by transformers and by tokenizer.json alike."""
 
 OVERHEAD = 1.2
 """Memory of a loaded model over the size of its weights, activations of a short text included."""
@@ -107,7 +111,7 @@ class Proof:
 
     def sentence(self) -> str:
         """The proof in one line."""
-        words = [f"{self.tokens:,} new tokens round-trip"]
+        words = [f"{self.tokens:,} new tokens round-trip", "tokenizer.json and transformers give the same ids"]
         words.append("loads strictly, finite logits" if self.was_run else f"{self.tensors:,} tensors in their shapes")
         if self.equal_bytes is not None:
             words.append(f"{in_words(self.equal_bytes)} of old weights unchanged")
@@ -175,11 +179,12 @@ def _prove(
         progress.update(min(done, total), total)
 
     tokenizer = TRANSFORMERS.AutoTokenizer.from_pretrained(folder)
-    former = TRANSFORMERS.AutoTokenizer.from_pretrained(base) if base else tokenizer
+    former = as_tokenizer_json_says(base) if base else tokenizer
     new_ids = {record.id for record in records}
     _prove_tokens(tokenizer, records, _vocab_size(folder))
     proof = Proof(tokens=len(records), tensors=len(checkpoint.tensors))
     if base is not None:
+        _prove_alike(folder, records)
         _prove_old_text(tokenizer, former, records)
         before = read_checkpoint(base)
         matrices = matrices_of(before).names
@@ -286,11 +291,18 @@ def _prove_learned(tokenizer: Any, record: TokenRecord, piece: str, rows: int) -
         raise NotProven(f"the learned piece {record.content!r} comes back as {back!r}")
 
 
+def _prove_alike(folder: Path, records: Sequence[TokenRecord]) -> None:
+    """transformers, with whom the model is trained, and tokenizer.json, with which it is served, give the same ids."""
+    texts = around(record.content for record in records[:READ] if record.piece is None)
+    if (folder / TOKENIZER).is_file() and (left := disagreement(folder, texts)) is not None:
+        raise NotProven(f"its tokenizer's files disagree: {left}")
+
+
 def _prove_old_text(tokenizer: Any, base: Any, records: Sequence[TokenRecord]) -> None:
     """Text without new tokens is encoded as before."""
     has_new = any(record.content in OLD_TEXT for record in records if record.piece is None)
     has_new |= not {record.id for record in records}.isdisjoint(tokenizer(OLD_TEXT)["input_ids"])
-    if not has_new and tokenizer(OLD_TEXT) != base(OLD_TEXT):
+    if not has_new and tokenizer(OLD_TEXT)["input_ids"] != base(OLD_TEXT)["input_ids"]:
         raise NotProven("text without new tokens is encoded differently than before")
 
 

@@ -17,10 +17,13 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from finetune.api.spec import NewToken
+from finetune.steps.tokenizer_files.agreement import TOKENIZER, without_limits
 from finetune.steps.tokens.byte_level import bytes_shown
 from finetune.steps.tokens.conversion import NotConvertible, converted
 
-TOKENIZER = "tokenizer.json"
+FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
+"""How an added token is found in text, and whether decoding hides it."""
+
 UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 """Scripts, by the beginning of their characters' Unicode names, that put no space before a word."""
 
@@ -79,10 +82,8 @@ class Vocabulary:
             raise InvalidVocabulary(str(error)) from error
         except Exception as error:
             raise InvalidVocabulary(f"tokenizer.json cannot be read: {error}") from error
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        vocabulary = cls(tokenizer)
-        vocabulary._complete(_declared(folder))
+        vocabulary = cls(without_limits(tokenizer))
+        vocabulary._complete(_declared(folder, tokenizer))
         return vocabulary
 
     def id_of(self, content: str) -> int | None:
@@ -205,10 +206,11 @@ class Vocabulary:
                 yield item, " + ".join(map(repr, self.tokenizer.encode(content, add_special_tokens=False).tokens))
 
     def _complete(self, declared: dict[int, AddedToken]) -> None:
+        known = self.tokenizer.get_added_tokens_decoder()
         for id_, token in sorted(declared.items()):
-            if self.tokenizer.token_to_id(token.content) == id_:
+            if self.tokenizer.token_to_id(token.content) == id_ and _alike(known.get(id_), token):
                 continue
-            self.tokenizer.add_tokens([token])
+            self.tokenizer.add_tokens([token])  # of one that is there, the flags: transformers lets the settings win
             if self.tokenizer.token_to_id(token.content) != id_:
                 raise InvalidVocabulary(
                     f"the tokenizer's files contradict each other about {token.content!r}: its id is {id_} in "
@@ -235,11 +237,16 @@ def _added_token(token: NewToken) -> AddedToken:
     )
 
 
-def _declared(folder: Path) -> dict[int, AddedToken]:
+def _alike(known: AddedToken | None, declared: AddedToken) -> bool:
+    return known is not None and all(getattr(known, flag) == getattr(declared, flag) for flag in FLAGS)
+
+
+def _declared(folder: Path, tokenizer: Tokenizer) -> dict[int, AddedToken]:
     """Tokens that files beside tokenizer.json declare, by id."""
     declared: dict[int, AddedToken] = {}
     for content, id_ in _read(folder / "added_tokens.json").items():
-        declared[int(id_)] = AddedToken(content, normalized=False)
+        if tokenizer.token_to_id(content) != int(id_):
+            declared[int(id_)] = AddedToken(content, normalized=False)
     for id_, token in (_read(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}).items():
         options = {key: value for key, value in token.items() if key not in ("content", "__type")}
         declared[int(id_)] = AddedToken(token["content"], **options)
