@@ -157,6 +157,18 @@ class DatasetStatus(Model):
     dropped_by: Counts | None = Field(
         None, description="Why: TooLong (no whole answer within maxLength) or NothingToLearn (no answer in it)."
     )
+    turns_by: Counts | None = Field(
+        None,
+        description="The assistant's turns that are not simply learned as they stand: MarkedNotToLearn (weight 0, "
+        "train or loss false), ThoughtLeftOut (the template shows no thought of an earlier turn), NotAsPrompted (the "
+        "generation prompt opens or closes a thought, and the last turn begins otherwise), OtherEndMarker (the "
+        "template ends the turn with another marker than plain answers), NoEndMarker (it ends it with none).",
+    )
+    unused_fields: list[Text] | None = Field(
+        None,
+        description="Columns of the rows and fields of messages that no example was made of, for each source.",
+        max_length=33,
+    )
     unused_tokens: list[Text] | None = Field(
         None, description="New tokens that never occur in the data and so stay untrained.", max_length=32
     )

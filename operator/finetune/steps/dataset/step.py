@@ -10,7 +10,7 @@ import hashlib
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from finetune.api.conditions import shortened
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
 from finetune.api.spec import DatasetSource, Objective, Switch
 from finetune.api.spec import Format as Kind
+from finetune.steps.dataset.chat import NotShown
 from finetune.steps.dataset.encode import Counts, Encoder
 from finetune.steps.dataset.encoded_rows import EncodedRows
 from finetune.steps.dataset.mixture import Ingredient, held_out, mixed
 from finetune.steps.dataset.packing import packed, require_isolation
 from finetune.steps.dataset.preference import complete, in_pairs, pairs_in
 from finetune.steps.dataset.template import templated
-from finetune.steps.rows.formats import Example, Format, MalformedRow, UndecodableRow, other_format, recognised, said
+from finetune.steps.rows.formats import Example, Format, UndecodableRow, other_format, recognised, said
+from finetune.steps.rows.messages import MalformedRow
 from finetune.steps.rows.sources import Rows, identity, opened, prepare_environment
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.progress import Progress
@@ -40,6 +43,12 @@ BATCH = 256
 """Rows that are tokenised together."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+
+CATEGORY = "category"
+"""The column whose values buckets have their share of each."""
+
+MAX_FIELDS = 16
+"""Names of unused columns and fields that are told of a source."""
 
 MAX_UNUSED = 32
 """Names in `DatasetStatus.unused_tokens`."""
@@ -76,6 +85,8 @@ class _Source:
     """Where each row stands in the source's order; below zero if it is held out."""
 
     counts: Counts = field(default_factory=Counts)
+    unused: list[str] = field(default_factory=list)
+    """Columns, and fields of messages, that nothing is made of."""
 
     @property
     def trains(self) -> bool:
@@ -117,7 +128,7 @@ class _Loading:
         rows = opened(source, self.layout, cache, where)
         columns = rows.column_names
         if self._in_pairs:
-            row_format = pairs_in(columns, where)
+            row_format = pairs_in(columns, where, source)
         elif source.template:
             row_format = templated(source.template, columns, f"{where}.template")
         elif source.format:
@@ -126,8 +137,10 @@ class _Loading:
             row_format = recognised(columns, where)
         log.info("%s: %d rows in the format %s", where, len(rows), row_format.name)
         dataset, seed = self.job.spec.dataset, self.job.spec.training.seed
+        by_category = (CATEGORY,) if dataset.buckets is not None else ()
+        unused = [column for column in row_format.unused(columns) if column not in by_category]
         if place == "validation.source":
-            return _Source(where, source, rows, row_format, np.arange(-len(rows), 0))
+            return _Source(where, source, rows, row_format, np.arange(-len(rows), 0), unused=unused)
         places = held_out(len(rows), dataset.validation.fraction, seed)
         if places.max() < 0:
             raise StepFailure(
@@ -137,7 +150,7 @@ class _Loading:
                 "leaves nothing to train on",
                 "Lower the fraction, or add rows.",
             )
-        return _Source(where, source, rows, row_format, places)
+        return _Source(where, source, rows, row_format, places, unused=unused)
 
     # ---- rows to ids
 
@@ -158,6 +171,7 @@ class _Loading:
                 except MalformedRow as error:
                     raise _malformed(source, firsts[-1][0] + error.index // self._together, error) from error
                 before += len(source.rows)
+                source.unused += [f"messages[].{name}" for name in sorted(encoder.unused_fields)]
                 if self._in_pairs:
                     lost = len(source.rows) - int((encoded.sources == number).sum()) // 2
                     source.counts.dropped = in_pairs(source.counts.dropped, lost)
@@ -165,13 +179,13 @@ class _Loading:
 
     def _batches(self, source: _Source, firsts: list[tuple[int, list[int] | None]]) -> Iterator[list[Example]]:
         """The rows in batches, as examples; what is appended to `firsts` says where each batch begins."""
-        by_category = self.job.spec.dataset.buckets is not None and "category" in source.rows.column_names
-        rows = source.rows.columns((*source.format.columns, *source.format.optional))
-        every_category = source.rows.columns(["category"]) if by_category else None
+        by_category = self.job.spec.dataset.buckets is not None and CATEGORY in source.rows.column_names
+        rows = source.rows.columns(source.format.wanted)
+        every_category = source.rows.columns([CATEGORY]) if by_category else None
         for first in range(0, len(rows), BATCH):
             categories = None
             if every_category:
-                names = map(str, every_category[first : first + BATCH]["category"])
+                names = map(str, every_category[first : first + BATCH][CATEGORY])
                 categories = [self.categories.setdefault(name, len(self.categories)) for name in names]
             firsts.append((first, categories))
             try:
@@ -222,8 +236,10 @@ class _Loading:
             **({"packedRows": train.rows} if packing else {}),
             "tokens": train.tokens,
             "trainedTokens": train.learned,
-            **_counted("truncated", sum((source.counts.truncated for source in sources), Counter())),
-            **_counted("dropped", sum((source.counts.dropped for source in sources), Counter())),
+            **_counted("truncated", _sum(source.counts.truncated for source in sources)),
+            **_counted("dropped", _sum(source.counts.dropped for source in sources)),
+            **({"turnsBy": dict(turns)} if (turns := _sum(source.counts.turns for source in sources)) else {}),
+            **({"unusedFields": unused} if (unused := _unused_fields(sources)) else {}),
             "unusedTokens": _unused(self.model, train.seen),
             "digest": hasher.hexdigest(),
         }
@@ -262,6 +278,21 @@ def _counted(name: str, counts: Counter[Any]) -> dict[str, Any]:
     return {name: counts.total(), **({f"{name}By": dict(counts)} if counts else {})}
 
 
+def _sum(counters: Iterable[Counter[Any]]) -> Counter[Any]:
+    return sum(counters, Counter())
+
+
+def _unused_fields(sources: list[_Source]) -> list[str]:
+    """What no example was made of, in the words of status: a line for each source that has such."""
+    lines = []
+    for source in sources:
+        if source.unused:
+            names, more = source.unused[:MAX_FIELDS], len(source.unused) - MAX_FIELDS
+            told = ", ".join(shortened(name, 64) for name in names) + (f" and {more} more" if more > 0 else "")
+            lines.append(f"{source.place.removeprefix('spec.dataset.')}: {told}")
+    return lines
+
+
 def _undecodable(table: Any, error: UnicodeDecodeError) -> UndecodableRow:
     """The first row of the table that cannot be decoded."""
     failure = UndecodableRow(str(error))
@@ -296,9 +327,9 @@ def _malformed(source: _Source, index: int, error: MalformedRow) -> StepFailure:
         )
     return StepFailure(
         ExitCode.BAD_DATA,
-        "MalformedRow",
+        "UnsupportedChatTemplate" if isinstance(error, NotShown) else "MalformedRow",
         f"{source.place}: {source.spec.uri}: row {index + 1} of {split}: {error}{line}",
-        "Mend the row, or write a template that can do with it.",
+        error.hint,
     )
 
 
