@@ -144,6 +144,12 @@ class DatasetStatus(Model):
     )
     examples: int = Field(0, description="Examples to train on.", ge=0)
     validation_examples: int = Field(0, description="Examples held out.", ge=0)
+    validation_duplicates: int | None = Field(
+        None,
+        description="Rows to train on that occur in validation too: held out together with it, or kept, as "
+        "validation.duplicates says.",
+        ge=0,
+    )
     packed_rows: int | None = Field(
         None, description="Rows of up to maxLength tokens that the examples were packed into.", ge=0
     )
@@ -168,6 +174,15 @@ class DatasetStatus(Model):
         None,
         description="Columns of the rows and fields of messages that no example was made of, for each source.",
         max_length=33,
+    )
+    end_tokens: list[Text] | None = Field(
+        None,
+        description="Special tokens that end what is learned, the most frequent first: the published model stops at "
+        "them. Empty: the data teach no end.",
+        max_length=16,
+    )
+    empty_answers: int | None = Field(
+        None, description="Answers of the training data that say nothing: an end token by itself.", ge=0
     )
     unused_tokens: list[Text] | None = Field(
         None, description="New tokens that never occur in the data and so stay untrained.", max_length=32
@@ -258,6 +273,7 @@ class OutputStatus(Model):
     uri: str | None = Field(None, description="Where it lies.", max_length=512)
     size_bytes: int | None = Field(None, description="Its size.", ge=0)
     sha256: str | None = Field(None, description="SHA-256 over the weights' files, in name order.", max_length=80)
+    warnings: list[Text] | None = Field(None, description="What may surprise whoever serves it.", max_length=16)
 
 
 class FineTuneJobStatus(Model):

@@ -68,6 +68,12 @@ def _dataset(result: Result) -> list[str]:
     for name, label in (("truncated", "shortened"), ("dropped", "dropped")):
         if count := result.get(name):
             words.append(f"{count:,} {label}")
+    if both := result.get("validationDuplicates"):
+        words.append(f"{both:,} rows were in training and in validation")
+    if empty := result.get("emptyAnswers"):
+        words.append(f"{empty:,} empty answers")
+    if result.get("endTokens") == []:
+        words.append("nothing teaches where to stop")
     if unused := result.get("unusedTokens"):
         words.append(f"never occur: {' '.join(unused[:4])}{' …' if len(unused) > 4 else ''}")
     return words

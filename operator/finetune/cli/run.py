@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,7 @@ EXAMPLES = """[cyan]finetune run job.yaml[/cyan]   [dim]pvc://CLAIM/PATH is clai
 
 [cyan]finetune run job.yaml --model ~/models/SmolLM2-135M[/cyan]   [dim]a model that is here already[/dim]
 
-Ctrl-C stops after a checkpoint; the same command goes on from there, and does again only what changed.
+Ctrl-C stops after a checkpoint; the same command without --fresh goes on from there, and does again only what changed.
 
 Exit codes: 0 done; 64, 65, 66, 78 somebody has to change something; 69, 74 worth trying again; 75 stopped after a
 checkpoint.
@@ -183,8 +184,8 @@ def _show(picture: Picture, outcome: Outcome) -> None:
 def _explain(outcome: Outcome, folder: WorkFolder, attempt: int) -> None:
     if outcome.stopped:
         again = Text.assemble(
-            ("stopped", "yellow"), f" in attempt {attempt}. The same command goes on from here: ",
-            (shlex.join(["finetune", *sys.argv[1:]]), "cyan"),
+            ("stopped", "yellow"), f" in attempt {attempt}. This command goes on from here: ",
+            (going_on(sys.argv[1:]), "cyan"),
         )  # fmt: skip
         err.print(again, soft_wrap=True)
         return
@@ -197,6 +198,11 @@ def _explain(outcome: Outcome, folder: WorkFolder, attempt: int) -> None:
     err.print(Text(outcome.error.message), soft_wrap=True)
     if outcome.error.hint:
         err.print(Text.assemble(("hint: ", "bold"), outcome.error.hint), soft_wrap=True)
+
+
+def going_on(arguments: Sequence[str]) -> str:
+    """The command that goes on from where this one stopped: without --fresh, which would erase the checkpoint."""
+    return shlex.join(["finetune", *(argument for argument in arguments if argument != "--fresh")])
 
 
 def _claims(spec: FineTuneJobSpec) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune.cli.run import going_on
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
@@ -108,7 +110,7 @@ def test_a_stop_reaches_the_step_and_the_same_command_goes_on(finetune, number):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75
     assert "stopped, checkpoint after step" in output
-    assert "The same command goes on from here: finetune run job.yaml" in output
+    assert "This command goes on from here: finetune run job.yaml" in output
     code, output = finetune("run", "job.yaml")
     assert code == 0, output
     assert {entry["attempt"] for entry in seen(finetune.folder)} == {1, 2}
@@ -236,3 +238,7 @@ def test_several_pods_become_one_machine_with_the_same_batch(finetune):
     code, output = finetune("run", "job.yaml", job=job)
     assert code == 0, output
     assert "the job asks for 2 training pods" in output
+
+
+def test_the_command_that_goes_on_erases_nothing():
+    assert going_on(["run", "my job.yaml", "--fresh", "--work", "w"]) == "finetune run 'my job.yaml' --work w"

@@ -21,6 +21,7 @@ from finetune.api.status import DatasetStatus
 from finetune.steps.dataset.step import run
 from finetune.steps.rows import file_checks
 from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.workspace.end_tokens import EndToken, read_end_tokens
 from finetune.steps.workspace.token_record import TokenRecord, write_record
 from tests.unit.steps.flow import CREATED, Workshop
 
@@ -568,3 +569,85 @@ def refusal_again(workshop: Workshop) -> Any:
     with pytest.raises(StepFailure) as failure:
         run(workshop.job(), workshop.layout)
     return failure.value.error
+
+
+def test_the_tokens_that_end_what_is_learned_are_named_and_handed_over(workshop: Workshop) -> None:
+    config = workshop.layout.model / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token": "<|endoftext|>"}))
+    workshop.write("rows.jsonl", [{"messages": QUESTION}, {"messages": QUESTION + QUESTION}])
+    workshop.write("more.jsonl", [{"text": "Air."}])
+    sources = [{"uri": "pvc://data/rows.jsonl"}, {"uri": "pvc://data/more.jsonl"}]
+    assert load(workshop, workshop.job(dataset={"sources": sources}))["endTokens"] == ["<|im_end|>", "<|endoftext|>"]
+    assert read_end_tokens(workshop.layout.dataset) == [
+        EndToken(2, "<|im_end|>", 3),
+        EndToken(0, "<|endoftext|>", 1),
+    ]
+
+
+def test_under_pretraining_only_the_end_of_a_text_counts(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", [{"text": "Air scatters. <|im_start|>" * 20 + " Air."}])
+    job = workshop.job(dataset={"maxLength": 8}, training={"maxSteps": 1, "objective": "Pretraining"})
+    assert load(workshop, job)["endTokens"] == ["<|im_end|>"]
+
+
+def test_what_has_no_end_token_says_so(workshop: Workshop) -> None:
+    (workshop.layout.model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    workshop.write("rows.jsonl", [{"messages": QUESTION}])
+    assert load(workshop, workshop.job())["endTokens"] == []
+
+
+def test_answers_that_say_nothing_are_counted(workshop: Workshop) -> None:
+    empty = [QUESTION[0], {"role": "assistant", "content": ""}]
+    workshop.write("rows.jsonl", [{"messages": QUESTION}, {"messages": empty}, {"messages": QUESTION + empty}])
+    assert load(workshop, workshop.job())["emptyAnswers"] == 2
+
+
+REPEATED = [{"text": f"row {number % 20}"} for number in range(60)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_rows_are_held_out_together(workshop: Workshop, seed: int) -> None:
+    workshop.write("rows.jsonl", REPEATED)
+    training = {"maxSteps": 1, "seed": seed}
+    kept = {"validation": {"fraction": 0.2, "duplicates": "Kept"}}
+    result = load(workshop, workshop.job(dataset=kept, training=training))
+    train, held = texts(workshop), texts(workshop, "validation")
+    common = [text for text in train if text in held]
+    assert result["validationDuplicates"] == len(common) > 0
+    assert len(held) == 12
+    result = load(workshop, workshop.job(dataset={"validation": {"fraction": 0.2}}, training=training))
+    train, held = texts(workshop), texts(workshop, "validation")
+    assert result["validationDuplicates"] == len(common)
+    assert not set(train) & set(held)
+    assert Counter(train + held) == Counter(f"{row['text']}<|im_end|>" for row in REPEATED)
+    assert 0 < len(held) < 30
+
+
+def test_what_occurs_in_the_source_to_validate_on_is_not_trained_on(workshop: Workshop) -> None:
+    workshop.write("rows.jsonl", REPEATED)
+    workshop.write("held.jsonl", [{"text": "row 7"}, {"text": "other"}])
+    validation = {"source": {"uri": "pvc://data/held.jsonl"}}
+    result = load(workshop, workshop.job(dataset={"validation": validation}))
+    assert (result["examples"], result["validationExamples"], result["validationDuplicates"]) == (57, 2, 3)
+    assert "row 7<|im_end|>" not in texts(workshop)
+    result = load(workshop, workshop.job(dataset={"validation": validation | {"duplicates": "Kept"}}))
+    assert (result["examples"], result["validationDuplicates"]) == (60, 3)
+    workshop.write("held.jsonl", REPEATED)
+    with pytest.raises(StepFailure) as failure:
+        run(workshop.job(dataset={"validation": validation}), workshop.layout)
+    assert failure.value.error.reason == "TooFewRows"
+    assert "duplicates: Kept" in (failure.value.error.hint or "")
+
+
+def test_long_texts_that_are_cut_are_compared_whole(workshop: Workshop) -> None:
+    long = "The sky is blue because air scatters short waves. "
+    workshop.write("rows.jsonl", [{"text": long + "a"}, {"text": long + "b"}, {"text": long + "a"}] * 4)
+    dataset = {"maxLength": 8, "validation": {"fraction": 0.3}}
+    training = {"maxSteps": 1, "objective": "Pretraining", "seed": 1}
+    load(workshop, workshop.job(dataset=dataset, training=training))
+    assert {text[-11:] for text in texts(workshop)}.isdisjoint(
+        {text[-11:] for text in texts(workshop, "validation") if text.endswith("<|im_end|>")}
+    )

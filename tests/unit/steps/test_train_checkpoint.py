@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from finetune.api.contract import ExitCode
+from finetune.steps.dataset.step import run as load_dataset
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.train.checkpoints.checkpoint import Checkpoint, Checkpoints
+from finetune.steps.train.plan import Plan
+from tests.unit.steps.flow import Workshop
 
 FILES = ("model.safetensors", "config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 INPUTS = {"model": "m", "data": "d", "training": {"learningRate": 1e-5, "seed": 0}}
@@ -147,6 +150,28 @@ def test_a_checkpoint_of_another_run_is_refused(checkpoints: Checkpoints, change
     failure = refusal(Checkpoints(checkpoints.folder, 2, INPUTS | changed))
     assert (failure.code, failure.error.reason) == (ExitCode.BAD_CONFIGURATION, "CheckpointOfAnotherRun")
     assert words in failure.error.message
+
+
+def test_the_refusal_of_changed_data_says_which_source_changed(tmp_path: Path) -> None:
+    workshop = Workshop.at(tmp_path)
+    workshop.write("a.jsonl", [{"text": f"a {n}"} for n in range(3)])
+    workshop.write("b.jsonl", [{"text": f"b {n}"} for n in range(3)])
+    sources = [{"uri": "pvc://data/a.jsonl"}, {"uri": "pvc://data/b.jsonl"}]
+
+    def checkpoints(**dataset: Any) -> Checkpoints:
+        job = workshop.job(dataset={"sources": sources} | dataset)
+        load_dataset(job, workshop.layout)
+        plan = Plan.of(job, workshop.layout)
+        return Checkpoints(tmp_path / "checkpoints", 2, plan.inputs, plan.parts)
+
+    write(checkpoints(), 5)
+    workshop.write("b.jsonl", [{"text": f"c {n}"} for n in range(3)])
+    words = "with another data: spec.dataset.sources[1] (pvc://data/b.jsonl) changed"
+    assert refusal(checkpoints()).error.message.endswith(words)
+    workshop.write("b.jsonl", [{"text": f"b {n}"} for n in range(3)])
+    assert newest_step(checkpoints()) == 5
+    message = refusal(checkpoints(validation={"fraction": 0.4})).error.message
+    assert message.endswith("with another data: spec.dataset.validation.fraction is 0.4 and was 0.0")
 
 
 def test_checkpoints_of_a_run_that_is_over_make_room_for_the_next(checkpoints: Checkpoints) -> None:

@@ -18,7 +18,7 @@ from finetune.api.schema import (
     keyed_by,
     rules,
 )
-from finetune.api.spec.dataset import Dataset, DatasetSource, FileFormat, Format, Mask, Template, Validation
+from finetune.api.spec.dataset import Dataset, DatasetSource, Duplicates, FileFormat, Format, Mask, Template, Validation
 from finetune.api.spec.job import (
     AccessMode,
     Cache,
@@ -79,6 +79,7 @@ __all__ = [
     "Dataset",
     "DatasetSource",
     "DatasetUri",
+    "Duplicates",
     "EarlyStopping",
     "EmbeddingWarmup",
     "EnvVar",

@@ -108,6 +108,13 @@ class DatasetSource(Model):
     )
 
 
+class Duplicates(StrEnum):
+    """What becomes of rows that occur in training and in validation."""
+
+    HELD_OUT_TOGETHER = "HeldOutTogether"
+    KEPT = "Kept"
+
+
 class Validation(Model):
     """Which rows are held out."""
 
@@ -128,6 +135,12 @@ class Validation(Model):
         0.0, description="Share of every source's rows held out for validation; 0 holds out none.", ge=0, le=0.5
     )
     source: DatasetSource | None = Field(None, description="Rows to validate on that are not among the sources.")
+    duplicates: Duplicates = Field(
+        Duplicates.HELD_OUT_TOGETHER,
+        description="What becomes of rows that occur in training and in validation. HeldOutTogether: equal rows are "
+        "either all trained on or all held out, and what occurs in validation.source is not trained on. Kept: they "
+        "stay where they are, and the validation loss measures memory too.",
+    )
 
 
 class Mask(StrEnum):

@@ -6,16 +6,20 @@ few numbers for each example; the ids stay on disk, where the answer picks them 
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from finetune.steps.dataset.encode import Encoded
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 Numbers = npt.NDArray[np.int64]
 
@@ -24,14 +28,16 @@ class EncodedRows:
     """Examples by number: ids and learned marks in two files, length, row, source and category in memory (about 30
     bytes for each example)."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder` is made, or emptied of former files."""
+    def __init__(self, folder: Path, *, keyed: bool = False) -> None:
+        """`folder` is made, or emptied of former files. `keyed`: a key of its content is kept for each example."""
         folder.mkdir(parents=True, exist_ok=True)
         self._paths = folder / "ids", folder / "learned"
         self._files = [path.open("wb") for path in self._paths]
         self._columns: dict[str, list[npt.NDArray[Any]]] = {
-            name: [] for name in ("lengths", "rows", "sources", "categories")
+            name: [] for name in ("lengths", "rows", "sources", "categories", "keys")
         }
+        self._keyed = keyed
+        self._digests: dict[int, _Hash] = {}
 
     def append(self, encoded: Sequence[Encoded], first_row: int, source: int, categories: Sequence[int] | None) -> None:
         """Add examples of a source; `first_row` is the number of the first of the rows that they come from."""
@@ -49,14 +55,19 @@ class EncodedRows:
             for first, last in each.learned:
                 learned[start + first : start + last] = True
             start += len(each.ids)
-        self._files[0].write(ids.tobytes())
+        data = ids.tobytes()
+        self._files[0].write(data)
         self._files[1].write(learned.tobytes())
+        for part in (lengths.tobytes(), data, learned.tobytes()):
+            self._digests.setdefault(source, hashlib.sha256()).update(part)
+        keys = _keys(data, lengths) if self._keyed else np.zeros(0, np.uint64)
         kinds = np.zeros(len(encoded), np.int32) if categories is None else np.asarray(categories, np.int32)[rows]
         for name, column in (
             ("lengths", lengths),
             ("rows", rows + first_row),
             ("sources", np.full(len(encoded), source, np.int16)),
             ("categories", kinds),
+            ("keys", keys),
         ):
             self._columns[name].append(column)
 
@@ -90,6 +101,15 @@ class EncodedRows:
         """A number for each category of a source; the same for all where the rows have none."""
         return self._column("categories")
 
+    @property
+    def keys(self) -> npt.NDArray[np.uint64]:
+        """A number for what each example says: equal for equal ids."""
+        return self._column("keys")
+
+    def digest(self, source: int) -> str:
+        """SHA-256 of all that a source gave, in its order."""
+        return self._digests[source].hexdigest() if source in self._digests else ""
+
     @cached_property
     def _starts(self) -> Numbers:
         return np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))
@@ -105,3 +125,13 @@ class EncodedRows:
     def _mapped(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         ids, learned = self._paths
         return np.memmap(ids, "<i4", "r"), np.memmap(learned, bool, "r")
+
+
+def _keys(ids: bytes, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.uint64]:
+    ends = 4 * np.cumsum(lengths, dtype=np.int64)
+    whole = memoryview(ids)
+    keys = (
+        hashlib.blake2b(whole[start:end], digest_size=8).digest()
+        for start, end in zip(ends - 4 * lengths, ends, strict=True)
+    )
+    return np.frombuffer(b"".join(keys), "<u8")

@@ -95,3 +95,16 @@ def held_out(rows: int, fraction: float, seed: int) -> Numbers:
     places = np.empty(rows, np.int64)
     places[np.random.default_rng(seed).permutation(rows)] = np.arange(rows)
     return places - int(np.ceil(fraction * rows))
+
+
+def in_both(keys: npt.NDArray[np.uint64], held: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which rows are trained on and equal (by key) to one that is held out."""
+    return ~held & np.isin(keys, keys[held])
+
+
+def like_the_first(keys: npt.NDArray[np.uint64], held: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which rows to hold out so that equal ones stay together: what becomes of the first becomes of all. The share that
+    is held out stays what it is, on average, however often single rows are repeated."""
+    _, first, row = np.unique(keys, return_index=True, return_inverse=True)
+    result: npt.NDArray[np.bool_] = held[first][row]
+    return result

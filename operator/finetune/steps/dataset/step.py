@@ -20,9 +20,10 @@ import numpy.typing as npt
 
 from finetune.api.conditions import shortened
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
-from finetune.api.spec import DatasetSource, Objective, Switch
+from finetune.api.spec import DatasetSource, Duplicates, Objective, Switch
 from finetune.api.spec import Format as Kind
 from finetune.steps.dataset.chat import NotShown
+from finetune.steps.dataset.duplicates import NOWHERE, duplicates
 from finetune.steps.dataset.encode import Counts, Encoder
 from finetune.steps.dataset.encoded_rows import EncodedRows
 from finetune.steps.dataset.mixture import Ingredient, held_out, mixed
@@ -35,6 +36,8 @@ from finetune.steps.rows.sources import Rows, identity, opened, prepare_environm
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.progress import Progress
 from finetune.steps.workspace.base_model import base_model
+from finetune.steps.workspace.data_parts import Parts, write_parts
+from finetune.steps.workspace.end_tokens import EndToken, write_end_tokens
 from finetune.steps.workspace.staging import digest, publish
 from finetune.steps.workspace.token_record import FILE, read_record
 from finetune.steps.workspace.training_data import TRAIN, VALIDATION
@@ -52,6 +55,9 @@ MAX_FIELDS = 16
 
 MAX_UNUSED = 32
 """Names in `DatasetStatus.unused_tokens`."""
+
+MAX_END_TOKENS = 16
+"""Names in `DatasetStatus.end_tokens`."""
 
 log = logging.getLogger(__name__)
 
@@ -116,10 +122,10 @@ class _Loading:
         tokenizer = AutoTokenizer.from_pretrained(self.model)
         _must_be_fast(tokenizer)
         sources = [self._open(place, source, cache) for place, source in dataset.places()]
-        encoded = EncodedRows(self.folder / ".encoded")
+        encoded = EncodedRows(self.folder / ".encoded", keyed=dataset.validates)
         self._encode(tokenizer, sources, encoded)
         shutil.rmtree(cache, ignore_errors=True)
-        result = self._arrange(sources, encoded, len(tokenizer))
+        result = self._arrange(sources, encoded, tokenizer)
         shutil.rmtree(self.folder / ".encoded", ignore_errors=True)
         return result
 
@@ -200,8 +206,9 @@ class _Loading:
 
     # ---- ids to rows of training data
 
-    def _arrange(self, sources: list[_Source], encoded: EncodedRows, vocabulary: int) -> dict[str, Any]:
-        spec = self.job.spec
+    def _arrange(self, sources: list[_Source], encoded: EncodedRows, tokenizer: Any) -> dict[str, Any]:
+        spec, vocabulary = self.job.spec, len(tokenizer)
+        validation_duplicates = self._part_duplicates(sources, encoded)
         ingredients, validation = _divided(sources, encoded, spec.dataset.max_length, self._together)
         order = mixed(ingredients, spec.dataset.buckets, spec.training.seed)
         hasher = hashlib.sha256()
@@ -225,6 +232,9 @@ class _Loading:
                 pass
             written[name] = writer
         train, held = written[TRAIN], written.get(VALIDATION)
+        ends = _end_tokens(tokenizer, train.ending, spec.training.objective)
+        write_end_tokens(self.folder, ends)
+        write_parts(self.folder, self._parts(sources, encoded))
         used = np.bincount(encoded.sources[np.concatenate(order)], minlength=len(sources))
         return {
             "sources": [
@@ -233,6 +243,7 @@ class _Loading:
             ],
             "examples": train.rows if self._in_pairs else train.examples,
             "validationExamples": 0 if held is None else held.rows if self._in_pairs else held.examples,
+            **_counted_if("validationDuplicates", validation_duplicates),
             **({"packedRows": train.rows} if packing else {}),
             "tokens": train.tokens,
             "trainedTokens": train.learned,
@@ -240,9 +251,46 @@ class _Loading:
             **_counted("dropped", _sum(source.counts.dropped for source in sources)),
             **({"turnsBy": dict(turns)} if (turns := _sum(source.counts.turns for source in sources)) else {}),
             **({"unusedFields": unused} if (unused := _unused_fields(sources)) else {}),
+            "endTokens": [end.content for end in ends[:MAX_END_TOKENS]],
+            **_counted_if("emptyAnswers", sum(int(train.alone[end.id]) for end in ends)),
             "unusedTokens": _unused(self.model, train.seen),
             "digest": hasher.hexdigest(),
         }
+
+    def _parts(self, sources: list[_Source], encoded: EncodedRows) -> Parts:
+        """A digest of what each source gave, and the settings that arrange it."""
+        digests = {f"{source.place} ({source.spec.uri})": encoded.digest(n) for n, source in enumerate(sources)}
+        wire = self.job.spec.dataset.wire()
+        weights = {
+            f"{source.place}.{name}": value
+            for source in sources
+            for name, value in source.spec.wire().items()
+            if name in ("weight", "maxRepeats")
+        }
+        held = self.job.spec.dataset.validation
+        validation = {f"spec.dataset.validation.{name}": getattr(held, name) for name in ("fraction", "duplicates")}
+        settings = {f"spec.dataset.{name}": wire.get(name) for name in ("maxLength", "packing", "mask", "buckets")}
+        seed = {"spec.training.seed": self.job.spec.training.seed}
+        return digests | weights | validation | settings | seed
+
+    def _part_duplicates(self, sources: list[_Source], encoded: EncodedRows) -> int:
+        """Rows to train on that occur in validation too, which go there, or nowhere, if the job does not keep them."""
+        validation = self.job.spec.dataset.validation
+        if not self.job.spec.dataset.validates:
+            return 0
+        training = [source for source in sources if source.trains]
+        move = validation.duplicates == Duplicates.HELD_OUT_TOGETHER
+        own = validation.source is not None
+        count = duplicates(encoded, [source.places for source in sources], move=move, own_source=own)
+        if lost := next((source for source in training if not source.trains), None):
+            raise StepFailure(
+                ExitCode.BAD_DATA,
+                "TooFewRows",
+                f"{lost.place}: {lost.spec.uri}: every row occurs among those that are held out too, which leaves "
+                "nothing to train on",
+                "Validate on other rows, or set spec.dataset.validation.duplicates: Kept.",
+            )
+        return count
 
     @property
     def _in_pairs(self) -> bool:
@@ -263,6 +311,7 @@ def _divided(
     for number, source in enumerate(sources):
         numbers = np.flatnonzero(encoded.sources == number)[::together]
         places = source.places[encoded.rows[numbers]]
+        numbers, places = numbers[places != NOWHERE], places[places != NOWHERE]
         in_order = np.argsort(places, kind="stable")
         numbers, training = numbers[in_order], places[in_order] >= 0
         if not (training.any() if source.trains else len(numbers)):
@@ -291,6 +340,21 @@ def _unused_fields(sources: list[_Source]) -> list[str]:
             told = ", ".join(shortened(name, 64) for name in names) + (f" and {more} more" if more > 0 else "")
             lines.append(f"{source.place.removeprefix('spec.dataset.')}: {told}")
     return lines
+
+
+def _counted_if(name: str, count: int) -> dict[str, int]:
+    return {name: count} if count else {}
+
+
+def _end_tokens(tokenizer: Any, counts: npt.NDArray[np.int64], objective: Objective) -> list[EndToken]:
+    """The special tokens that end what is learned, by how often each does, the most frequent first. Under Pretraining
+    long texts are cut anywhere, so that only the end token of a text counts."""
+    special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if objective == Objective.PRETRAINING:
+        special = set()
+    special |= {tokenizer.eos_token_id} - {None}
+    found = sorted((id_ for id_ in special if counts[id_]), key=lambda id_: (-counts[id_], id_))
+    return [EndToken(id_, tokenizer.convert_ids_to_tokens(id_), int(counts[id_])) for id_ in found]
 
 
 def _undecodable(table: Any, error: UnicodeDecodeError) -> UndecodableRow:

@@ -35,6 +35,10 @@ class DatasetWriter:
         """`hasher` takes in all that is written: lengths, ids and labels, as little-endian int32."""
         self.rows = self.examples = self.tokens = self.learned = 0
         self.seen = np.zeros(vocabulary, bool)
+        self.ending = np.zeros(vocabulary, np.int64)
+        """How often each token is the last of a learned span."""
+        self.alone = np.zeros(vocabulary, np.int64)
+        """How often it is the only one."""
         self._folder, self._hasher, self._packed = folder, hasher, packed
 
     def write(self, encoded: EncodedRows, rows: Iterable[Numbers]) -> Iterator[int]:
@@ -70,12 +74,21 @@ class DatasetWriter:
         self.tokens += len(ids)
         self.learned += int(learned.sum())
         self.seen[ids] = True
+        self._count_ends(ids, learned)
         for part in (lengths, ids, labels) if not self._packed else (sizes.astype("<i4"), lengths, ids, labels):
             self._hasher.update(part.tobytes())
         return [
             *(pa.ListArray.from_arrays(bounds, pa.array(values)) for values in (ids, labels)),
             pa.ListArray.from_arrays(_offsets(sizes), pa.array(lengths)),
         ]
+
+    def _count_ends(self, ids: npt.NDArray[np.int32], learned: npt.NDArray[np.bool_]) -> None:
+        """Spans never reach from one example into the next, since the first token of each is not learned."""
+        bounds = np.diff(np.concatenate(([False], learned, [False])).astype(np.int8))
+        starts, ends = np.flatnonzero(bounds == 1), np.flatnonzero(bounds == -1)
+        last = ids[ends - 1]
+        self.ending += np.bincount(last, minlength=len(self.ending))
+        self.alone += np.bincount(last[ends - starts == 1], minlength=len(self.alone))
 
 
 def _offsets(lengths: npt.NDArray[np.int32]) -> pa.Array:

@@ -23,7 +23,9 @@ from finetune.steps.runtime.progress import Progress
 from finetune.steps.save.adopt import adopt
 from finetune.steps.save.merging import is_adapter, merge, merged_size
 from finetune.steps.save.model_card import provenance, write_card
+from finetune.steps.save.stopping import stop_at, stops_of
 from finetune.steps.workspace.base_model import base_model
+from finetune.steps.workspace.end_tokens import read_end_tokens
 from finetune.steps.workspace.merge_record import FILE as MERGE
 from finetune.steps.workspace.staging import MANIFEST, digest, make_durable, published, replace
 
@@ -47,7 +49,7 @@ def run(job: StepJob, layout: Layout) -> StepReport:
     uri = job.spec.output.uri if job.spec.output else None
     destination = layout.claim_path(uri) if uri else layout.output
     _claim_must_exist(destination, layout, uri)
-    content = _Content(job, layout)
+    content, ends = _Content(job, layout), read_end_tokens(layout.dataset)
     with Progress(Step.SAVE, "byte") as progress:
         identity = _Identity(job, _digest_of_weights(layout.trained))
         if (former := identity.published_at(destination)) is not None:
@@ -60,6 +62,7 @@ def run(job: StepJob, layout: Layout) -> StepReport:
             if uri is not None:
                 require_space(partial, content.size, "the trained model")
             content.write(partial, progress, link=uri is None)
+            warnings = content.stop(partial, [token.content for token in ends], [token.id for token in ends])
             sha256 = _digest_of_weights(partial)
             write_card(partial, provenance(job, layout, content.format, sha256))
             if not content.merges and sha256 != identity.sha256:
@@ -73,6 +76,7 @@ def run(job: StepJob, layout: Layout) -> StepReport:
                 "uri": uri or f"{layout.output}",
                 "sizeBytes": sum(path.stat().st_size for path in _files(partial)),
                 "sha256": sha256,
+                **({"warnings": warnings} if warnings else {}),
             }
             identity.seal(partial, result)
             make_durable(partial)
@@ -117,6 +121,21 @@ class _Content:
             merge(self._trained, self._base, target, count)
         elif self.format == OutputFormat.ADAPTER:
             self._name_base(target / ADAPTER_CONFIG)
+
+    def stop(self, target: Path, names: list[str], ids: list[int]) -> list[str]:
+        """Have what was written stop where the training data ended; warnings where it cannot be had."""
+        if self.format != OutputFormat.ADAPTER:
+            if new := stop_at(target, ids):
+                log.info("%s: stops at the learned end tokens too: %s", target.name, new)
+            return []
+        known = stops_of(self._base)
+        new_names = [f"{name} ({id_})" for name, id_ in zip(names, ids, strict=True) if id_ not in known]
+        if not new_names:
+            return []
+        return [
+            f"the adapter has learned to end with {', '.join(new_names)}, where its base model does not stop: give "
+            "eos_token_id to generate, or use output.format: Merged"
+        ]
 
     def _name_base(self, path: Path) -> None:
         """The base by the name that others know it by, instead of its folder in this workspace."""

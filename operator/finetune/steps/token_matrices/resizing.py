@@ -45,7 +45,7 @@ def matrices_by_resizing(checkpoint: Checkpoint, unproven: UnknownArchitecture) 
         present = [name for name, weights in made.items() if not set(names).isdisjoint(weights)]
         if not present:
             raise NotEditable(f"{unproven}; transformers resizes {names[0]}, which the files do not have")
-        expected |= {name: (rows, *changed[names[0]][1:]) for name in present}
+        expected |= dict.fromkeys(present, (rows, *changed[names[0]][1:]))
     names = check_shapes(checkpoint.tensors, expected)
     return Matrices((*names, *copies_of(names, checkpoint.tensors)), rows)
 

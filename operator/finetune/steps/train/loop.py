@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +43,7 @@ from finetune.steps.train.reporting.attempts import Attempts
 from finetune.steps.train.reporting.callback import Watch
 from finetune.steps.train.reporting.history import STATE, WarmupHistory, joined
 from finetune.steps.train.reporting.result import summary, write_beside_weights, write_record
-from finetune.steps.train.reporting.samples import answers, answers_before, as_chat, chances
+from finetune.steps.train.reporting.samples import Answer, answers, answers_before, as_chat, chances, endless
 from finetune.steps.train.stop import StopRequest
 from finetune.steps.train.trainer.early_stopping import StopEarly, exhausted
 from finetune.steps.train.trainer.preference import PairCollator, Pairs, PreferenceTrainer, Reference
@@ -302,7 +302,7 @@ class Loop:
         run = trainer.progress()
         newest = self._checkpoints.latest()
         attempts = Attempts(self._checkpoints.folder, self._plan.inputs)
-        result = summary(trainer.state, trainer.phase, run, attempts.warnings())
+        said: list[Answer] = []
         history = joined(self._warmup, trainer.phase, trainer.state.log_history)
         scope = self._scope(model)
         with trainer.average.applied() if trainer.average else nullcontext():
@@ -315,23 +315,30 @@ class Loop:
                 round_as_written(model, self._names)
                 write_whole(model, self._names, self._plan.model, folder)
             write_beside_weights(self._plan.model, folder)
+            said = self._answers(model)
             write_record(
                 folder, self._plan, trainer.step, history, run, self._facts,
-                attempts=attempts.ended(), samples=self._samples(model),
+                attempts=attempts.ended(), samples=self._samples(said),
                 probabilities=chances(model, self._plan.model, self._layout.proof),
                 **scope,
             )  # fmt: skip
-        result |= scope
+        samples = self._plan.training.samples
+        unended = endless(said, samples.max_tokens) if samples and as_chat(self._plan.training) else []
+        result = summary(trainer.state, trainer.phase, run, [*attempts.warnings(), *unended]) | scope
         return result | ({"checkpoint": newest.status()} if newest else {})
 
-    def _samples(self, model: Any) -> list[dict[str, str]]:
-        """Each prompt with both answers, the second by the weights that were just written, as they were rounded."""
+    def _answers(self, model: Any) -> list[Answer]:
+        """What the model says by the weights that were just written, as they were rounded."""
         training = self._plan.training
         if training.samples is None:
             return []
-        after = answers(model, self._plan.model, training.samples, chat=as_chat(training))
-        triples = zip(training.samples.prompts, self._before, after, strict=True)
-        return [{"prompt": prompt, "before": one, "after": other} for prompt, one, other in triples]
+        return answers(model, self._plan.model, training.samples, self._plan.ends, chat=as_chat(training))
+
+    def _samples(self, said: Sequence[Answer]) -> list[dict[str, str]]:
+        """Each prompt with both answers."""
+        samples = self._plan.training.samples
+        triples = zip(samples.prompts, self._before, said, strict=True) if samples else ()
+        return [{"prompt": prompt, "before": one, "after": other.text} for prompt, one, other in triples]
 
     def _ask_before(self, trainer: ResumableTrainer) -> None:
         """Have what the model says before training, unless a former attempt asked it."""
@@ -344,7 +351,7 @@ class Loop:
 
         if plan.training.samples and trainer.args.should_save and not self._before:
             where = self._layout.checkpoints
-            self._before = answers_before(untrained, plan.model, plan.training, plan.inputs["model"], where)
+            self._before = answers_before(untrained, plan.model, plan.training, plan.inputs["model"], where, plan.ends)
 
 
 def _preference_trainer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from finetune.api.spec import DatasetSource, Method, OutputFormat, Schedule, Tra
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.train.phase import Phase, PhaseName
 from finetune.steps.workspace.base_model import base_model
+from finetune.steps.workspace.data_parts import Parts, read_parts
+from finetune.steps.workspace.end_tokens import read_end_tokens
 from finetune.steps.workspace.staging import digest, inputs_of, published
 from finetune.steps.workspace.token_record import read_record
 
@@ -66,6 +68,12 @@ class Plan:
     nodes: int = 1
     """Pods that share the work."""
 
+    ends: tuple[int, ...] = ()
+    """Tokens that end what is learned."""
+
+    parts: Parts = field(default_factory=dict)
+    """What the data are made of."""
+
     sources: tuple[DatasetSource, ...] = ()
     """Where rows come from, for what has to be said about one."""
 
@@ -116,6 +124,8 @@ class Plan:
             new_rows=new_rows,
             merges=job.spec.output is None or job.spec.output.format == OutputFormat.MERGED,
             nodes=nodes,
+            ends=tuple(token.id for token in read_end_tokens(layout.dataset)),
+            parts=read_parts(layout.dataset),
             sources=tuple(source for _, source in job.spec.dataset.places()),
         )
 

@@ -51,7 +51,7 @@ def run(job: StepJob, layout: Layout) -> StepReport:
     plan = Plan.of(job, layout)
     if (done := published(layout.trained, plan.inputs)) is not None:
         return StepReport(step=Step.TRAIN, result={**done, "reused": True})
-    checkpoints = Checkpoints(layout.checkpoints, job.spec.training.checkpoint.keep, plan.inputs)
+    checkpoints = Checkpoints(layout.checkpoints, job.spec.training.checkpoint.keep, plan.inputs, plan.parts)
     attempts = Attempts(layout.checkpoints, plan.inputs)
     place = Place.of()
     newest = _newest(checkpoints, layout) if place.rank == 0 else None

@@ -51,7 +51,7 @@ def _train(rank: int) -> dict[str, Any] | None:
     layout = Layout.from_environment()
     job = StepJob.model_validate_json(layout.job_file.read_bytes())
     plan = Plan.of(job, layout)
-    checkpoints = Checkpoints(layout.checkpoints, job.spec.training.checkpoint.keep, plan.inputs)
+    checkpoints = Checkpoints(layout.checkpoints, job.spec.training.checkpoint.keep, plan.inputs, plan.parts)
     checkpoint = checkpoints.latest()
     progress = Progress(Step.TRAIN, "step") if rank == 0 else None
     if progress:

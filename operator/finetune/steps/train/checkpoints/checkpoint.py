@@ -15,7 +15,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from finetune.api.contract import ExitCode
 from finetune.steps.runtime.disk import in_words
 from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.workspace.data_parts import Parts, changed
 from finetune.steps.workspace.staging import flush, make_durable
 
 MARKER = "COMPLETE"
@@ -97,6 +98,9 @@ class Checkpoints:
     inputs: dict[str, Any]
     """What the run depends on; a checkpoint with other inputs is refused."""
 
+    parts: Parts = field(default_factory=dict)
+    """What the data are made of, to tell what changed."""
+
     def newest(self) -> Checkpoint | None:
         """The checkpoint to go on from; None only when there has never been one. Removes what was interrupted."""
         self._clear()
@@ -147,6 +151,7 @@ class Checkpoints:
             "step": int(folder.name.removeprefix("step-")),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "inputs": self.inputs,
+            "parts": self.parts,
             "facts": facts,
             "run": run,
             "files": {path.name: path.stat().st_size for path in sorted(partial.iterdir())},
@@ -227,10 +232,13 @@ class Checkpoints:
         others = checkpoint.marker["inputs"]
         for name, value in self.inputs.items():
             if others.get(name) != value:
+                difference = _difference(others.get(name), value)
+                if name == "data" and (told := changed(checkpoint.marker.get("parts", {}), self.parts)):
+                    difference = "; ".join(told)
                 raise StepFailure(
                     ExitCode.BAD_CONFIGURATION,
                     "CheckpointOfAnotherRun",
-                    f"{checkpoint.folder} was made with another {name}: {_difference(others.get(name), value)}",
+                    f"{checkpoint.folder} was made with another {name}: {difference}",
                     f"Empty {self.folder} to train from the beginning, or restore what the checkpoint was made with.",
                 )
 
@@ -265,6 +273,6 @@ def _damage(checkpoint: Checkpoint, pieces: Mapping[str, str]) -> str | None:
 
 def _difference(old: Any, new: Any) -> str:
     if isinstance(old, dict) and isinstance(new, dict):
-        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        return ", ".join(f"{key} {old.get(key)} instead of {new.get(key)}" for key in changed)
+        names = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        return ", ".join(f"{key} {old.get(key)} instead of {new.get(key)}" for key in names)
     return f"{old} instead of {new}"

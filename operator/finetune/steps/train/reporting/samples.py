@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,19 @@ PROBED = 16
 log = logging.getLogger(__name__)
 
 
-def answers(model: Any, base: Path, samples: Samples, *, chat: bool) -> list[str]:
-    """The model's greedy answers, special tokens shown, cut before the token that ends them. Uses no random numbers.
+@dataclass(frozen=True)
+class Answer:
+    """What a model says: special tokens shown, cut before the token that ends it; whether one does."""
 
-    `base` is the folder of the tokenizer; `chat` makes each prompt a user's turn where there is a chat template.
+    text: str
+    ended: bool
+
+
+def answers(model: Any, base: Path, samples: Samples, ends: Sequence[int], *, chat: bool) -> list[Answer]:
+    """The model's greedy answers. Uses no random numbers.
+
+    `base` is the folder of the tokenizer; `ends` are ids that end an answer beside those that the model knows; `chat`
+    makes each prompt a user's turn where there is a chat template.
     """
     from transformers import AutoTokenizer
 
@@ -37,25 +47,27 @@ def answers(model: Any, base: Path, samples: Samples, *, chat: bool) -> list[str
     started, trained = time.monotonic(), model.training
     model.eval()
     try:
-        said = [_answer(model, tokenizer, prompt, samples.max_tokens, chat) for prompt in samples.prompts]
+        said = [_answer(model, tokenizer, prompt, samples.max_tokens, ends, chat) for prompt in samples.prompts]
     finally:
         model.train(trained)
     log.info("answering %d prompts took %.1f s", len(said), time.monotonic() - started)
     return said
 
 
-def answers_before(model: Callable[[], Any], base: Path, training: Training, identity: Any, folder: Path) -> list[str]:
+def answers_before(
+    model: Callable[[], Any], base: Path, training: Training, identity: Any, folder: Path, ends: Sequence[int]
+) -> list[str]:
     """What the model says before training: asked once, then kept in `folder`. `model` gives it when it has to be asked;
     `identity` tells one from another."""
     assert training.samples is not None
-    key = digest([identity, training.samples.wire(), training.objective])
+    key = digest([identity, training.samples.wire(), training.objective, *ends])
     try:
         kept = json.loads((folder / BEFORE).read_text())
         if kept["key"] == key:
             return list(kept["answers"])
     except (OSError, ValueError, KeyError):
         pass
-    said = answers(model(), base, training.samples, chat=as_chat(training))
+    said = [answer.text for answer in answers(model(), base, training.samples, ends, chat=as_chat(training))]
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{BEFORE}.partial"
     partial.write_text(json.dumps({"key": key, "answers": said}, ensure_ascii=False))
@@ -100,7 +112,7 @@ def as_chat(training: Training) -> bool:
     return training.objective != Objective.PRETRAINING
 
 
-def _answer(model: Any, tokenizer: Any, prompt: str, longest: int, chat: bool) -> str:
+def _answer(model: Any, tokenizer: Any, prompt: str, longest: int, ends: Sequence[int], chat: bool) -> Answer:
     if chat and tokenizer.chat_template:
         turns = [{"role": "user", "content": prompt}]
         encoded = tokenizer.apply_chat_template(
@@ -109,16 +121,30 @@ def _answer(model: Any, tokenizer: Any, prompt: str, longest: int, chat: bool) -
     else:
         encoded = tokenizer(prompt, return_tensors="pt")
     ids = encoded["input_ids"].to(model.device)
+    known = model.generation_config.eos_token_id
+    stops = sorted({*(known if isinstance(known, list) else [known]), *ends} - {None})
     with torch.no_grad():
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=longest,
             do_sample=False,
+            eos_token_id=stops or None,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         )
     new = output[0, ids.shape[1] :].tolist()
-    ends = model.generation_config.eos_token_id
-    while new and new[-1] in (ends if isinstance(ends, list) else [ends]):
+    ended = bool(new) and new[-1] in stops
+    while new and new[-1] in stops:
         new.pop()
-    return str(tokenizer.decode(new, skip_special_tokens=False))
+    return Answer(str(tokenizer.decode(new, skip_special_tokens=False)), ended)
+
+
+def endless(said: Sequence[Answer], longest: int) -> list[str]:
+    """A warning where answers ran to their limit."""
+    count = sum(not answer.ended for answer in said)
+    if not count:
+        return []
+    return [
+        f"{count} of {len(said)} answers to samples.prompts ran to their limit of {longest} tokens: the model may not "
+        "have learned to stop (or raise samples.maxTokens)"
+    ]
