@@ -10,13 +10,14 @@ import hashlib
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
 from finetune.api.spec import DatasetSource, Objective, Switch
@@ -31,6 +32,7 @@ from finetune.steps.rows.formats import Example, Format, MalformedRow, Undecodab
 from finetune.steps.rows.sources import columns_of, identity, opened, prepare_environment
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.progress import Progress
+from finetune.steps.tokenizer_files.agreement import GENERIC, TOKENIZER, difference, without_limits
 from finetune.steps.workspace.base_model import base_model
 from finetune.steps.workspace.staging import digest, publish
 from finetune.steps.workspace.token_record import FILE, read_record
@@ -40,6 +42,12 @@ BATCH = 256
 """Rows that are tokenised together."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+
+COMPARED = 1000
+"""Rows of each source whose texts are read by transformers and by tokenizer.json alike."""
+
+LONG = 10_000
+"""Characters of such a text."""
 
 MAX_UNUSED = 32
 """Names in `DatasetStatus.unused_tokens`."""
@@ -105,6 +113,7 @@ class _Loading:
         tokenizer = AutoTokenizer.from_pretrained(self.model)
         _must_be_fast(tokenizer)
         sources = [self._open(place, source, cache) for place, source in dataset.places()]
+        _require_agreement(self.model, tokenizer, sources)
         encoded = EncodedRows(self.folder / ".encoded")
         self._encode(tokenizer, sources, encoded)
         shutil.rmtree(cache, ignore_errors=True)
@@ -259,6 +268,40 @@ def _divided(
 
 def _counted(name: str, counts: Counter[Any]) -> dict[str, Any]:
     return {name: counts.total(), **({f"{name}By": dict(counts)} if counts else {})}
+
+
+def _require_agreement(model: Path, tokenizer: Any, sources: Sequence[_Source]) -> None:
+    """Raise StepFailure when the rows would be learned with other ids than tokenizer.json, with which servers encode,
+    gives them."""
+    if not (model / TOKENIZER).is_file():
+        return
+    reference = without_limits(Tokenizer.from_file(str(model / TOKENIZER)))
+    for source in sources:
+        try:
+            texts = list(_texts(source.rows[:COMPARED]))
+        except UnicodeDecodeError:
+            continue  # whoever encodes the rows says which one
+        if (left := difference(reference, tokenizer, texts)) is not None:
+            raise StepFailure(
+                ExitCode.BAD_CONFIGURATION,
+                "TokenizersDisagree",
+                f"{source.place}: {source.spec.uri}: the model would be trained with other ids than it is served with: "
+                f"{left}",
+                f'Write "tokenizer_class": "{GENERIC}" into the tokenizer_config.json of a copy of the base model, and '
+                "use that as spec.model.",
+            )
+
+
+def _texts(values: Any) -> Iterator[str]:
+    """Every text in the columns, lists and objects of some rows."""
+    if isinstance(values, str):
+        yield values[:LONG].encode("utf-8", "ignore").decode()
+    elif isinstance(values, Mapping):
+        for value in values.values():
+            yield from _texts(value)
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _texts(value)
 
 
 def _undecodable(table: Any, error: UnicodeDecodeError) -> UndecodableRow:

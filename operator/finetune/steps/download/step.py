@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from finetune.steps.model_files.safetensors_file import InvalidSafetensors
 from finetune.steps.runtime.disk import require_space
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.progress import Progress
+from finetune.steps.tokenizer_files.agreement import TOKENIZER, settle
 from finetune.steps.workspace.base_model import is_commit
 from finetune.steps.workspace.staging import INPUTS, publish, published
 
@@ -86,9 +87,9 @@ def _from_hub(uri: str, revision: str, layout: Layout, progress: Progress) -> di
 
     commit = revision if is_commit(revision) else found().commit
     if not is_commit(commit):
-        return publish(layout.model, inputs, write)
+        return publish(layout.model, inputs, _settled(write))
     made_from = {"uri": uri, "commit": commit, "format": FORMAT}
-    return publish(layout.model, inputs, cached(layout, MODELS, lambda: made_from, write))
+    return publish(layout.model, inputs, _settled(cached(layout, MODELS, lambda: made_from, write)))
 
 
 def _from_claim(uri: str, layout: Layout, progress: Progress) -> dict[str, Any]:
@@ -128,7 +129,27 @@ def _from_claim(uri: str, layout: Layout, progress: Progress) -> dict[str, Any]:
         _check(partial, uri)
         return ModelStatus(size_bytes=total).wire()
 
-    return publish(layout.model, inputs, write)
+    return publish(layout.model, inputs, _settled(write))
+
+
+def _settled(write: Callable[[Path], dict[str, Any]]) -> Callable[[Path], dict[str, Any]]:
+    """`write`, and then a tokenizer that transformers reads as tokenizer.json says: the job's own copy of
+    tokenizer_config.json names another class where it has to. What is wrong beyond that, or cannot be read, is for the
+    steps to say that read it."""
+
+    def write_settled(partial: Path) -> dict[str, Any]:
+        result = write(partial)
+        try:
+            mended = settle(partial) if (partial / TOKENIZER).is_file() else None
+        except Exception as error:
+            log.info("the tokenizer was left as it is: %s", error)
+            mended = None
+        if mended is None:
+            return result
+        log.warning("%s", mended)
+        return {**result, "warnings": [mended]}
+
+    return write_settled
 
 
 def _start_over_unless_of(commit: str, partial: Path) -> None:
