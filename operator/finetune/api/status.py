@@ -75,6 +75,9 @@ class ModelStatus(Model):
     from_cache: bool | None = Field(
         None, description="Whether the files came from the cache; absent when the job has none."
     )
+    warnings: list[Text] | None = Field(
+        None, description="What was changed in this job's copy: how transformers reads the tokenizer.", max_length=4
+    )
 
 
 class CharactersPerToken(Model):

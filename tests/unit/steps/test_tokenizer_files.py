@@ -12,6 +12,9 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
+from finetune.steps.dataset import step as load_dataset
+from finetune.steps.download import step as download
+from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.tokenizer_files.agreement import probes
 from finetune.steps.tokens import step as add_tokens
 from finetune.steps.workspace.staging import publish
@@ -68,7 +71,7 @@ def test_what_transformers_would_build_otherwise_is_loaded_as_it_is(
     made = tokenizer()
     result = report_of(add_tokens, model(tmp_path, made, settings, nothing), TOKENS).result
     assert result is not None
-    (warning,) = result["warnings"]
+    warning = result["warnings"][-1]
     assert "by tokenizer.json and" in warning and "now names PreTrainedTokenizerFast" in warning
     served, trained = (
         Tokenizer.from_file(str(tmp_path / "prepared/tokenizer.json")),
@@ -120,5 +123,51 @@ def test_a_sentencepiece_model_that_says_otherwise_is_left_out_with_the_reason(t
     )
     result = report_of(add_tokens, base, TOKENS).result
     assert result is not None and not (tmp_path / "prepared/tokenizer.model").exists()
-    (warning,) = result["warnings"]
+    warning = result["warnings"][-1]
     assert "tokenizer.model was left out, and llama.cpp's converter needs it: its id " in warning
+
+
+PRETRAINING = {
+    "dataset": {"sources": [{"uri": "pvc://data/rows.jsonl"}], "packing": "Disabled"},
+    "training": {"maxSteps": 1, "objective": "Pretraining"},
+}
+
+
+def rows(folder: Path, *texts: str) -> None:
+    (folder / "claims/data").mkdir(parents=True)
+    lines = [json.dumps({"text": text}) for text in texts]
+    (folder / "claims/data/rows.jsonl").write_text("\n".join(lines))
+
+
+def test_without_new_tokens_the_job_has_a_copy_of_the_model_that_is_read_alike(tmp_path: Path) -> None:
+    legacy = {"tokenizer_class": "LlamaTokenizer", "legacy": True}
+    base = model(tmp_path / "made", byte_fallback(), legacy, nothing) / "model"
+    (tmp_path / "claims").mkdir()
+    mine = base.rename(tmp_path / "claims/mine")
+    rows(tmp_path, " The model", "</s> the model")
+    result = report_of(download, tmp_path, {"model": {"uri": "pvc://mine"}}).result
+    assert result is not None and "now names PreTrainedTokenizerFast" in result["warnings"][0]
+    assert json.loads((mine / "tokenizer_config.json").read_text()) == legacy
+    report_of(load_dataset, tmp_path, PRETRAINING)
+    served, trained = (
+        Tokenizer.from_file(str(mine / "tokenizer.json")),
+        AutoTokenizer.from_pretrained(tmp_path / "model"),
+    )
+    assert (
+        trained.encode("</s> the", add_special_tokens=False) == served.encode("</s> the", add_special_tokens=False).ids
+    )
+
+
+def test_rows_that_would_be_learned_with_other_ids_are_refused_with_a_remedy_that_works(tmp_path: Path) -> None:
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "eos_token": "</s>"}
+    base = model(tmp_path, byte_fallback(), settings, nothing)
+    rows(tmp_path, "The model", " The model")
+    with pytest.raises(StepFailure) as caught:
+        report_of(load_dataset, base, PRETRAINING)
+    error = caught.value.error
+    assert error.reason == "TokenizersDisagree" and "' The model' is [" in error.message
+    (remedy,) = [word for word in error.hint.split('"') if word.startswith("PreTrained")]
+    path = tmp_path / "model/tokenizer_config.json"
+    path.unlink()
+    path.write_text(json.dumps(settings | {"tokenizer_class": remedy}))
+    assert report_of(load_dataset, base, PRETRAINING).result

@@ -26,6 +26,7 @@ from finetune.steps.model_files.safetensors_file import InvalidSafetensors
 from finetune.steps.runtime.disk import require_space
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.progress import Progress
+from finetune.steps.tokenizer_files.agreement import TOKENIZER, settle
 from finetune.steps.workspace.base_model import is_commit
 from finetune.steps.workspace.staging import INPUTS, Write, publish, published
 
@@ -88,10 +89,10 @@ def _from_hub(uri: str, revision: str, layout: Layout, progress: Progress, templ
 
     commit = revision if is_commit(revision) else found().commit
     if not is_commit(commit):
-        return publish(layout.model, inputs, _with_template(write, template))
+        return publish(layout.model, inputs, _settled(_with_template(write, template)))
     made_from = {"uri": uri, "commit": commit, "format": FORMAT}
     whole = cached(layout, MODELS, lambda: made_from, write)
-    return publish(layout.model, inputs, _with_template(whole, template))
+    return publish(layout.model, inputs, _settled(_with_template(whole, template)))
 
 
 def _given(template: str | None) -> dict[str, str]:
@@ -149,7 +150,27 @@ def _from_claim(uri: str, layout: Layout, progress: Progress, template: str | No
         _check(partial, uri)
         return ModelStatus(size_bytes=total).wire()
 
-    return publish(layout.model, inputs, _with_template(write, template))
+    return publish(layout.model, inputs, _settled(_with_template(write, template)))
+
+
+def _settled(write: Write) -> Write:
+    """`write`, and then a tokenizer that transformers reads as tokenizer.json says: the job's own copy of
+    tokenizer_config.json names another class where it has to. What is wrong beyond that, or cannot be read, is for the
+    steps to say that read it."""
+
+    def write_settled(partial: Path) -> dict[str, Any]:
+        result = write(partial)
+        try:
+            mended = settle(partial) if (partial / TOKENIZER).is_file() else None
+        except Exception as error:
+            log.info("the tokenizer was left as it is: %s", error)
+            mended = None
+        if mended is None:
+            return result
+        log.warning("%s", mended)
+        return {**result, "warnings": [mended]}
+
+    return write_settled
 
 
 def _start_over_unless_of(commit: str, partial: Path) -> None:

@@ -45,10 +45,13 @@ def extended(model: bytes, tokenizer: Tokenizer, learned: Collection[int]) -> by
     added = tokenizer.get_added_tokens_decoder()
     names = {id_: name for name, id_ in tokenizer.get_vocab(with_added_tokens=True).items()}
     for id_, piece in enumerate(proto.pieces):
-        if names.get(id_) == piece.piece or (id_ in added and added[id_].content.replace(" ", SPACE) == piece.piece):
+        name = names.get(id_, "")
+        if name == piece.piece or (id_ in added and added[id_].content.replace(" ", SPACE) == piece.piece):
             continue
+        if piece.type == piece_type.BYTE and len(name) == 1 and piece.piece == f"<0x{ord(name):02X}>":
+            continue  # Gemma's tokenizer.json calls the byte of a tab by its character
         if id_ not in added or piece.type == piece_type.UNKNOWN:
-            raise NotExtendable(f"its id {id_} is {piece.piece!r}, which tokenizer.json calls {names.get(id_)!r}")
+            raise NotExtendable(f"its id {id_} is {piece.piece!r}, which tokenizer.json calls {name!r}")
         piece.piece, piece.type = _added_piece(added[id_], piece_type)  # a reserved piece that got a name
     lowest = min(piece.score for piece in proto.pieces)
     for id_ in range(len(proto.pieces), max(names) + 1):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,16 +25,18 @@ from finetune.steps.tokens.conversion import NotConvertible, converted
 FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
 """How an added token is found in text, and whether decoding hides it."""
 
+CONTROL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@\]", re.DOTALL)
+"""Texts that llama.cpp's converter takes for control tokens (`does_token_look_special`)."""
+
+BESIDE = "so"
+"""Text beside a token when it is tested."""
+
 UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 """Scripts, by the beginning of their characters' Unicode names, that put no space before a word."""
 
 
 class InvalidVocabulary(ValueError):
     """The tokenizer cannot be extended; the message says why."""
-
-
-class Collision(ValueError):
-    """A token's text is the tokenizer's internal name of another token."""
 
 
 @dataclass(frozen=True)
@@ -157,16 +160,15 @@ class Vocabulary:
         spaced = tuple(self.encode(f" {content}"))
         return (spaced, True) if self.tokenizer.decode(list(spaced)).strip() else (bare, False)
 
+    def collisions(self, tokens: Iterable[NewToken]) -> set[str]:
+        """The texts that are the internal name of another token."""
+        return {token.content for token in tokens} & set(self._names.values())
+
     def add(self, tokens: Sequence[NewToken]) -> list[Added]:
         """Add tokens that are not there yet. Their pieces are computed before, or a token's pieces were itself.
 
-        Raises Collision when a token's text is the internal name of another token, InvalidVocabulary when the
-        tokenizer hands out ids that are in use.
+        None may be one of the `collisions`. Raises InvalidVocabulary when the tokenizer hands out ids that are in use.
         """
-        names = set(self._names.values())
-        for token in tokens:
-            if token.content in names:
-                raise Collision(token.content)
         pieces = [self.pieces(token.content) for token in tokens]
         self.tokenizer.add_tokens([_added_token(token) for token in tokens])
         added: list[Added] = []
@@ -195,8 +197,10 @@ class Vocabulary:
     def unfaithful(self, added: Iterable[Added]) -> Iterator[tuple[Added, str]]:
         """Tokens that are not one id, or whose id does not come back as their text, with what comes back.
 
-        Some decoders take a space off the front of a text, so a token is decoded after itself.
+        Some decoders take a space off the front of a text, so a token is decoded after itself; others change what
+        stands beside a token, so it is read and decoded with text before and behind it.
         """
+        beside = self._comes_back(BESIDE)
         for item in added:
             content = item.token.content
             twice = self.tokenizer.decode([item.id, item.id], skip_special_tokens=False)
@@ -204,6 +208,29 @@ class Vocabulary:
                 yield item, self.tokenizer.decode([item.id], skip_special_tokens=False)
             elif self.encode(content) != [item.id]:
                 yield item, " + ".join(map(repr, self.tokenizer.encode(content, add_special_tokens=False).tokens))
+            elif beside:
+                text = f"{BESIDE} {content} {BESIDE}"
+                ids = self.encode(text)
+                back = self.tokenizer.decode(ids, skip_special_tokens=False)
+                # not found there at all: a longer token takes its place
+                if item.id in ids and not _alike_but_for_spaces(back, text):
+                    yield item, back
+
+    def spaced_apart(self, added: Iterable[Added]) -> Iterator[str]:
+        """A sentence if this tokenizer puts spaces beside new tokens where the text has none."""
+        plain = [item for item in added if not (item.token.lstrip or item.token.rstrip or item.token.single_word)]
+        if not plain:
+            return
+        text = f"{BESIDE}{plain[0].token.content}{BESIDE}"
+        back = self.tokenizer.decode(self.encode(text), skip_special_tokens=False)
+        if back != text and _alike_but_for_spaces(back, text):
+            yield (
+                f"this tokenizer begins anew behind a token, as behind the base model's own special ones: {text!r} "
+                f"comes back as {back!r}"
+            )
+
+    def _comes_back(self, text: str) -> bool:
+        return _alike_but_for_spaces(self.tokenizer.decode(self.encode(text)), text)
 
     def _complete(self, declared: dict[int, AddedToken]) -> None:
         known = self.tokenizer.get_added_tokens_decoder()
@@ -219,6 +246,21 @@ class Vocabulary:
             self._names[id_] = token.content
         self.length = max(self._names, default=-1) + 1
         self.size = len(self._names)
+
+
+def _alike_but_for_spaces(one: str, other: str) -> bool:
+    return "".join(one.split()) == "".join(other.split())
+
+
+def hidden_by_servers(added: Iterable[Added]) -> Iterator[str]:
+    """A sentence about ordinary tokens that llama.cpp's converter takes for control tokens, by their shape."""
+    hidden = [item.token.content for item in added if not item.token.special and CONTROL.fullmatch(item.token.content)]
+    if hidden:
+        some = ", ".join(hidden[:4]) + (", ..." if len(hidden) > 4 else "")
+        yield (
+            f"{some}: llama.cpp's converter takes tokens of this shape for control tokens, which servers leave out of "
+            "what they show; write <x> where they are to be seen, or set special"
+        )
 
 
 def _follows_space(content: str) -> bool:
