@@ -47,6 +47,10 @@ generate: cluster-up ## write manifests/crd.yaml, the chart's CRD and manifests/
 	cp build/crd.yaml charts/finetune-operator/files/crd.yaml
 	eval "$$($(BIN)/python -m tests.cluster env)" && manifests/render.sh > build/install.yaml && cp build/install.yaml manifests/install.yaml
 
+.PHONY: rooms
+rooms: $(READY) ## draw docs/rooms.svg: how a job flows through the rooms of the code
+	$(BIN)/python docs/rooms.py
+
 .PHONY: format
 format: $(READY) ## format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
@@ -94,8 +98,8 @@ bench-data: $(READY) ## load-dataset against datasets.map and trl's preparation
 	$(BIN)/python -m tests.bench.data
 
 .PHONY: bench-controller
-bench-controller: cluster-up ## 1,000 FineTuneJobs against 1,000 plain Jobs; status latency
-	$(BIN)/python -m tests.bench.controller
+bench-controller: cluster-up ## 1,000 FineTuneJobs against 1,000 plain Jobs; status latency (FORMER=a commit, beside it)
+	$(BIN)/python -m tests.bench.controller $(if $(FORMER),--former $(FORMER))
 
 .PHONY: bench-resume
 bench-resume: $(READY) ## twenty kills over one run: equal weights, what a kill and a checkpoint cost

@@ -8,33 +8,41 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from finetune.api import API_VERSION, KIND
 from finetune.api.contract import CONTAINERS, OPERATOR_LABEL, Step
-from finetune.controller.cluster.client import Api, connection
+from finetune.controller.cluster.access import Access
+from finetune.controller.cluster.client import Api
 from finetune.controller.cluster.resources import CLAIMS, FINETUNEJOBS, JOBS, PODS, Resource
+from tests.bench.table import Row, write
 from tests.cluster import Cluster
 from tests.integration.controller.process import OperatorProcess, fresh_namespace, install_crd
 
-OUTPUT = Path(__file__).parents[2] / "build" / "bench" / "controller.json"
+ROOT = Path(__file__).parents[2]
 CLIENTS = 32
 NOWHERE = {"finetune.dev/bench": "no-such-node"}
 STEPS = (Step.DOWNLOAD, Step.ADD_TOKENS, Step.RELOAD, Step.LOAD_DATASET)
 SECONDS_BETWEEN_CHANGES = 8.0
 """Of one pod; 100 jobs then change a dozen times a second."""
+
+NOT_WORSE = 0.95
+"""Of two runs of one and the same build one is up to a twentieth slower."""
 
 PHASES = ("Downloading", "AddingTokens", "Reloading", "LoadingDataset")
 
@@ -292,14 +300,50 @@ def _container(step: Step, distance: int) -> dict[str, Any]:
     return {"name": CONTAINERS[step], "state": state, **image}
 
 
-async def measure(cluster: Cluster, count: int, live: int, log: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Build:
+    """An operator's code: this checkout's, or a commit's in a worktree of its own."""
+
+    name: str
+    source: Path | None = None
+
+
+async def loaded(
+    cluster: Cluster, api: Api, build: Build, count: int, log: Path
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What a build does with so many FineTuneJobs, and the rate of its requests without an operator."""
+    with fresh_namespace(cluster, "bench-ftj", wait=True) as namespace:
+        operator = OperatorProcess(cluster, namespace, namespace, log, build.source, FINETUNE_LEASE_SECONDS="15")
+        operator.start()
+        try:
+            most = await writes(api, namespace, operator, max(10, count // 20))
+            with fresh_namespace(cluster, "bench-bare", wait=True) as bare:
+                limit = await ceiling(api, namespace, bare, count)
+            return {**await taken_up(api, namespace, operator, count), "writes": most}, limit
+        finally:
+            operator.stop()
+
+
+async def responsive(cluster: Cluster, api: Api, build: Build, live: int, log: Path) -> dict[str, float]:
+    """How fresh a build keeps the status of so many running jobs."""
+    with fresh_namespace(cluster, "bench-live", wait=True) as namespace:
+        operator = OperatorProcess(cluster, namespace, namespace, log, build.source, FINETUNE_LEASE_SECONDS="15")
+        operator.start()
+        try:
+            return await freshness(api, namespace, operator, live)
+        finally:
+            operator.stop()
+
+
+async def measure(cluster: Cluster, count: int, live: int, builds: Sequence[Build], log: Path) -> list[Row]:
     os.environ["KUBECONFIG"] = str(cluster.kubeconfig)
     install_crd(cluster)
-    api = Api(connection(), connections=CLIENTS + 8, timeout=60)
-    rows = []
+    access = await Access.load()
+    api = Api(access, connections=CLIENTS + 8, timeout=60)
+    rows: list[Row] = []
 
     def row(case: str, metric: str, value: float, unit: str, goal: str = "", met: bool | None = None) -> None:
-        rows.append({"case": case, "metric": metric, "value": round(value, 3), "unit": unit, "goal": goal, "met": met})
+        rows.append(Row(case, metric, round(value, 3), unit, goal, met))
 
     try:
         case = f"{count} plain Jobs"
@@ -307,60 +351,75 @@ async def measure(cluster: Cluster, count: int, live: int, log: Path) -> list[di
             peer = await plain(api, namespace, count)
             row(case, "until all exist", peer["seconds"], "s")
             row(case, "rate", peer["rate"], "jobs/s")
-        case = f"{count} FineTuneJobs"
-        with fresh_namespace(cluster, "bench-ftj", wait=True) as namespace:
-            operator = OperatorProcess(cluster, namespace, namespace, log, FINETUNE_LEASE_SECONDS="15").start()
-            try:
-                most = await writes(api, namespace, operator, max(10, count // 20))
-                with fresh_namespace(cluster, "bench-bare", wait=True) as bare:
-                    limit = await ceiling(api, namespace, bare, count)
-                found = await taken_up(api, namespace, operator, count)
-            finally:
-                operator.stop()
+        results = {build.name: await loaded(cluster, api, build, count, log) for build in builds}
+        for build in builds:
+            found, limit = results[build.name]
+            case, ours = f"{count} FineTuneJobs{build.name}", build.source is None
             row(case, "until all are created", found["client"], "s")
             row(case, "until all first Jobs exist", found["seconds"], "s")
-            row(case, "rate", found["rate"], "jobs/s", ">= 120", found["rate"] >= 120)
+            row(case, "rate", found["rate"], "jobs/s", *goal(">= 120", found["rate"] >= 120, ours))
             row(case, "rate of the same requests without an operator", limit["rate"], "jobs/s")
             row(case, "the operator's rate against that", found["rate"] / limit["rate"], "x")
             row(case, "creation to Job, p50", found["p50"], "s")
             row(case, "creation to Job, p99", found["p99"], "s")
-            row(case, "most writes before the pod", most, "writes/job", "<= 3", most <= 3)
-            row(case, "peak memory of the operator", found["memory"], "MiB", "<= 120", found["memory"] <= 120)
-        case = f"{live} running jobs"
-        with fresh_namespace(cluster, "bench-live", wait=True) as namespace:
-            operator = OperatorProcess(cluster, namespace, namespace, log, FINETUNE_LEASE_SECONDS="15").start()
-            try:
-                fresh = await freshness(api, namespace, operator, live)
-            finally:
-                operator.stop()
-            row(case, "pod's change to status, p50", fresh["p50"], "s")
-            row(case, "pod's change to status, p99", fresh["p99"], "s", "< 1", fresh["p99"] < 1)
+            most, memory = found["writes"], found["memory"]
+            row(case, "most writes before the pod", most, "writes/job", *goal("<= 3", most <= 3, ours))
+            row(case, "peak memory of the operator", memory, "MiB", *goal("<= 120", memory <= 120, ours))
+        fresh = {build.name: await responsive(cluster, api, build, live, log) for build in builds}
+        for build in builds:
+            case, p99 = f"{live} running jobs{build.name}", fresh[build.name]["p99"]
+            row(case, "pod's change to status, p50", fresh[build.name]["p50"], "s")
+            row(case, "pod's change to status, p99", p99, "s", *goal("< 1", p99 < 1, build.source is None))
+        if len(builds) == 2:
+            (now, bare), (former, former_bare) = (results[build.name] for build in reversed(builds))
+            # Against the bare client's rate beside each: the server slows down as its store fills.
+            rate = (now["rate"] / bare["rate"]) / (former["rate"] / former_bare["rate"])
+            row("against the former build", "rate", rate, "x", f">= {NOT_WORSE}", rate >= NOT_WORSE)
+            more = now["writes"] - former["writes"]
+            row("against the former build", "writes before the pod", more, "more", "<= 0", more <= 0)
+            memory = now["memory"] / former["memory"]
+            row("against the former build", "peak memory", memory, "x", f"<= {2 - NOT_WORSE}", memory <= 2 - NOT_WORSE)
     finally:
-        await api.close()
+        await access.close()
     return rows
+
+
+def goal(words: str, met: bool, ours: bool) -> tuple[str, bool] | tuple[()]:
+    """A goal is for this build; the former one is measured for comparison only."""
+    return (words, met) if ours else ()
+
+
+@contextlib.contextmanager
+def former(commit: str | None) -> Iterator[list[Build]]:
+    """The builds to measure, the former one first."""
+    if commit is None:
+        yield [Build("")]
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "former"
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", place, commit], cwd=ROOT, check=True)
+        try:
+            yield [Build(f", {commit}", place / "operator"), Build("")]
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", place], cwd=ROOT, check=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--live", type=int, default=100)
+    parser.add_argument(
+        "--former", metavar="COMMIT", help="measure the operator of that commit as well, in the same run"
+    )
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, former(arguments.former) as builds:
         log = Path(folder) / "operator.log"
         try:
-            rows = asyncio.run(measure(Cluster.current(), arguments.jobs, arguments.live, log))
+            rows = asyncio.run(measure(Cluster.current(), arguments.jobs, arguments.live, builds, log))
         except Exception:
             Console(stderr=True).print(log.read_text()[-4000:] if log.exists() else "no log", markup=False)
             raise
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-    table = Table(title="The controller under load")
-    for heading in ("case", "metric", "value", "unit", "goal", "met"):
-        table.add_column(heading, justify="right" if heading == "value" else "left")
-    for item in rows:
-        met = {True: "[green]yes", False: "[red]no", None: ""}[item["met"]]
-        table.add_row(item["case"], item["metric"], f"{item['value']:,.3g}", item["unit"], item["goal"], met)
-    Console().print(table)
+    sys.exit(0 if write("controller", rows, "The controller under load") else 1)
 
 
 if __name__ == "__main__":

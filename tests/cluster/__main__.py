@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("down", help="end it and clean up; binaries and images stay")
     commands.add_parser("status", help="processes, nodes, versions")
     commands.add_parser("env", help="print what a shell needs: eval $(python -m tests.cluster env)")
-    build = commands.add_parser("build-image", help="build images/NAME into the first node, print its name")
+    build = commands.add_parser("build-image", help="build an image of ours into the first node, print its name")
     build.add_argument("names", nargs="+", metavar="NAME")
     load = commands.add_parser("load-image", help="copy an image from the first node to another")
     load.add_argument("image")

@@ -126,7 +126,7 @@ class Cluster:
         return nodes.running(self.layout, self.processes)
 
     def build_image(self, name: str) -> str:
-        """Builds images/<name> unless its content is in the first node's store already; returns its full name."""
+        """Builds an image of ours unless its content is in the first node's store already; returns its full name."""
         from tests.cluster.images import build
 
         return build(self, name)

@@ -1,4 +1,4 @@
-"""Images: built by BuildKit from the users' own Dockerfiles into the first node's store, and tagged by content."""
+"""Images: built by BuildKit from the users' own Dockerfile into the first node's store, and tagged by content."""
 
 import fcntl
 import os
@@ -20,10 +20,13 @@ from tests.cluster.processes import Processes, wait_until
 if TYPE_CHECKING:
     from tests.cluster.cluster import Cluster
 
-REQUIREMENTS = {"operator": "operator.txt", "steps": "steps.txt", "train": "train.txt", "ray": "ray.txt"}
-"""The images of this repository, and the requirements of each."""
-BUILT_ON = {"ray": "train"}
-"""Images that begin where another one of ours ends."""
+REQUIREMENTS = {
+    "operator": ("operator.txt",),
+    "steps": ("steps.txt",),
+    "train": ("train.txt",),
+    "ray": ("train.txt", "ray.txt"),
+}
+"""The images of this repository, which are targets of images/Dockerfile, and the requirements of each."""
 BUILDKITD = "buildkitd"
 SUITE = "bookworm"
 BASE_PACKAGES = ("python3", "python3-venv", "ca-certificates")
@@ -49,17 +52,16 @@ def tag(name: str, repository: Path = REPOSITORY) -> str:
 
 
 def _inputs(name: str, repository: Path) -> list[Path]:
-    below = _inputs(BUILT_ON[name], repository) if name in BUILT_ON else []
-    requirements = [repository / "requirements" / file for file in ("build.txt", REQUIREMENTS[name])]
+    requirements = [repository / "requirements" / file for file in ("build.txt", *REQUIREMENTS[name])]
     fixed = [
-        repository / "images" / name / "Dockerfile",
+        repository / "images" / "Dockerfile",
         repository / "images" / "install",
         repository / "pyproject.toml",
     ]
     source = [
         path for path in (repository / "operator").rglob("*") if path.is_file() and "__pycache__" not in path.parts
     ]
-    return list(dict.fromkeys([*below, *fixed, *requirements, *sorted(source)]))
+    return [*fixed, *requirements, *sorted(source)]
 
 
 def _context(layout: Layout, name: str) -> Path:
@@ -91,8 +93,6 @@ BASE = f"localhost/python-base:{sha256(' '.join(_base_command(Path('base'))).enc
 
 def build(cluster: "Cluster", name: str) -> str:
     """Builds an image unless its content is in the store already; returns its full name."""
-    if name in BUILT_ON:
-        build(cluster, BUILT_ON[name])
     image = tag(name)
     layout, node = cluster.layout, cluster.layout.node(1)
     if image not in containers.images(node):
@@ -141,13 +141,9 @@ def _build(layout: Layout, processes: Processes, name: str, image: str, context:
                 "--progress=plain",
                 "--frontend=dockerfile.v0",
                 f"--local=context={context}",
-                f"--local=dockerfile={context / 'images' / name}",
+                f"--local=dockerfile={context / 'images'}",
+                f"--opt=target={name}",
                 f"--opt=build-arg:BASE={BASE}",
-                *(
-                    [f"--opt=build-arg:{BUILT_ON[name].upper()}={tag(BUILT_ON[name], context)}"]
-                    if name in BUILT_ON
-                    else []
-                ),
                 "--opt=image-resolve-mode=local",
                 *_secrets(Path(folder)),
                 f"--output=type=image,name={image},unpack=true,compression=uncompressed",

@@ -62,7 +62,7 @@ def test_a_script_that_fails_is_told_in_its_own_last_words(namespace: Namespace)
 
 @pytest.fixture(scope="module")
 def ray_image(installation: Installation) -> str:
-    """The training image plus Ray, from images/ray."""
+    """The training image plus Ray, from the target ray."""
     return installation.cluster.build_image("ray")
 
 

@@ -188,6 +188,7 @@ WORKSPACE = "FINETUNE_WORKSPACE"
 CLAIMS = "FINETUNE_CLAIMS"
 CACHE = "FINETUNE_CACHE"
 TOKENS_FILE = "FINETUNE_TOKENS"
+CHAT_TEMPLATE_FILE = "FINETUNE_CHAT_TEMPLATE"
 REPORT_FILE = "FINETUNE_REPORT"
 MODEL = "FINETUNE_MODEL"
 DATASET = "FINETUNE_DATASET"
@@ -223,6 +224,7 @@ class Layout:
     claims: Path = Path("/claims")
     cache: Path | None = None
     tokens_file: Path = Path("/etc/finetune-tokens/tokens")
+    chat_template_file: Path = Path("/etc/finetune-chat-template/chat_template.jinja")
     report_file: Path = Path("/dev/termination-log")
 
     @classmethod
@@ -235,6 +237,7 @@ class Layout:
             claims=Path(environment.get(CLAIMS, cls.claims)),
             cache=Path(cache) if cache else None,
             tokens_file=Path(environment.get(TOKENS_FILE, cls.tokens_file)),
+            chat_template_file=Path(environment.get(CHAT_TEMPLATE_FILE, cls.chat_template_file)),
             report_file=Path(environment.get(REPORT_FILE, cls.report_file)),
         )
 

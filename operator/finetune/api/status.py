@@ -75,6 +75,9 @@ class ModelStatus(Model):
     from_cache: bool | None = Field(
         None, description="Whether the files came from the cache; absent when the job has none."
     )
+    warnings: list[Text] | None = Field(
+        None, description="What was changed in this job's copy: how transformers reads the tokenizer.", max_length=4
+    )
 
 
 class CharactersPerToken(Model):
@@ -163,6 +166,18 @@ class DatasetStatus(Model):
     dropped_by: Counts | None = Field(
         None, description="Why: TooLong (no whole answer within maxLength) or NothingToLearn (no answer in it)."
     )
+    turns_by: Counts | None = Field(
+        None,
+        description="The assistant's turns that are not simply learned as they stand: MarkedNotToLearn (weight 0, "
+        "train or loss false), ThoughtLeftOut (the template shows no thought of an earlier turn), NotAsPrompted (the "
+        "generation prompt opens or closes a thought, and the last turn begins otherwise), OtherEndMarker (the "
+        "template ends the turn with another marker than plain answers), NoEndMarker (it ends it with none).",
+    )
+    unused_fields: list[Text] | None = Field(
+        None,
+        description="Columns of the rows and fields of messages that no example was made of, for each source.",
+        max_length=33,
+    )
     end_tokens: list[Text] | None = Field(
         None,
         description="Special tokens that end what is learned, the most frequent first: the published model stops at "
@@ -193,6 +208,18 @@ class TrainingStatus(Model):
     loss: float | None = Field(None, description="Mean training loss over the last logged steps.")
     validation_loss: float | None = Field(None, description="Loss on the held-out rows after training.")
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
+    adapted: list[Text] | None = Field(
+        None, description="What LoRA adapted: names of weights, those of all layers once.", max_length=16
+    )
+    left_out: list[Text] | None = Field(
+        None, description="Linear layers and experts that LoRA did not adapt.", max_length=16
+    )
+    not_trained: list[Text] | None = Field(
+        None,
+        description="Tensors of the model's files that the training did not touch, published as they were: what "
+        "transformers has no use for (layers that predict further tokens), and parts that text does not reach.",
+        max_length=16,
+    )
     exact: bool | None = Field(
         None, description="Whether every resumption was bit-exact: same libraries, threads, CPU capability, world size."
     )

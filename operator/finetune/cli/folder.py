@@ -43,6 +43,11 @@ class WorkFolder:
         return self.root / "tokens"
 
     @property
+    def chat_template_file(self) -> Path:
+        """What would be the mounted ConfigMap of model.chatTemplate."""
+        return self.root / "chat_template.jinja"
+
+    @property
     def links(self) -> Path:
         """Claims that lie in several places, gathered by links."""
         return self.root / "claims"
@@ -105,6 +110,7 @@ class WorkFolder:
             contract.WORKSPACE: str(self.workspace),
             contract.CLAIMS: str(claims.absolute()),
             contract.TOKENS_FILE: str(self.tokens_file),
+            contract.CHAT_TEMPLATE_FILE: str(self.chat_template_file),
             contract.REPORT_FILE: str(self.report(step)),
             "PYTHONUNBUFFERED": "1",
             **extra,

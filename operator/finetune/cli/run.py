@@ -100,13 +100,15 @@ def run(
             if not model.expanduser().is_dir():
                 fail(f"--model {model} is not a folder", ExitCode.NO_INPUT)
             places[LOCAL_MODEL] = model.expanduser()
-            spec = spec.model_copy(update={"model": ModelSource(uri=f"pvc://{LOCAL_MODEL}/")})
+            local = ModelSource(uri=f"pvc://{LOCAL_MODEL}/", chat_template=spec.model.chat_template)
+            spec = spec.model_copy(update={"model": local})
         root = (work / job.name if len(specs) > 1 else work) if work else Path("finetune-work") / job.name
         folder = WorkFolder(root)
         _require_claims(spec, claims, places)
         try:
             with folder.locked(fresh=fresh):
                 _write_tokens(spec, folder, documents, tokens)
+                _write_chat_template(spec, folder, documents)
                 extra = {"HF_ENDPOINT": hf_endpoint} if hf_endpoint else {}
                 if kept := cache or _cache(spec, claims, places):
                     extra[CACHE] = str(kept.expanduser().absolute())
@@ -234,6 +236,20 @@ def _require_claims(spec: FineTuneJobSpec, claims: Path, places: dict[str, Path]
                 ExitCode.NO_INPUT,
                 f"Make it, or say where it is: --claim {claim}=PATH",
             )
+
+
+def _write_chat_template(spec: FineTuneJobSpec, folder: WorkFolder, documents: list[document.Document]) -> None:
+    wanted = spec.model.chat_template.config_map if spec.model.chat_template else None
+    if wanted is None:
+        return
+    text = document.config_map_value(documents, wanted.name, wanted.key)
+    if text is None:
+        fail(
+            f"spec.model.chatTemplate: the file has no ConfigMap {wanted.name} with the key {wanted.key}",
+            ExitCode.NO_INPUT,
+            "Put the ConfigMap into the same file (after ---), or write the template into chatTemplate.text.",
+        )
+    folder.chat_template_file.write_text(text)
 
 
 def _write_tokens(

@@ -34,7 +34,10 @@ def free_port() -> int:
 class OperatorProcess:
     """One replica; it serves only FineTuneJobs that carry the label of its name, in one namespace."""
 
-    def __init__(self, cluster: Cluster, namespace: str, name: str, log: Path, **settings: str) -> None:
+    def __init__(
+        self, cluster: Cluster, namespace: str, name: str, log: Path, source: Path | None = None, **settings: str
+    ) -> None:
+        """`source` is the folder with another build's code; `settings` are further variables."""
         self.name, self.namespace, self.log = name, namespace, log
         self.http_port, self.progress_port = free_port(), free_port()
         self._environment = {
@@ -48,6 +51,7 @@ class OperatorProcess:
             "FINETUNE_HTTP_PORT": str(self.http_port),
             "FINETUNE_PROGRESS_PORT": str(self.progress_port),
             "FINETUNE_LEASE_SECONDS": "3",
+            **({"PYTHONPATH": str(source)} if source else {}),
             **settings,
         }
         self.process: subprocess.Popen[bytes] | None = None

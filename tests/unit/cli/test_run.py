@@ -172,6 +172,18 @@ def test_a_list_of_tokens_comes_from_the_config_map_in_the_same_file(finetune):
     assert (finetune.folder / "finetune-work/job/tokens").read_text() == "BRCA1\nTP53\n"
 
 
+def test_a_chat_template_comes_from_the_config_map_in_the_same_file(finetune):
+    config_map = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: templates}\ndata:\n  mine: '{{ messages }}'\n"
+    uri = next(line for line in JOB.splitlines() if "model:" in line)
+    job = JOB.replace(uri, uri.replace("}", ", chatTemplate: {configMap: {name: templates, key: mine}}}"))
+    code, output = finetune("run", "job.yaml", job=job)
+    assert code == 66
+    assert "no ConfigMap templates with the key mine" in output
+    code, output = finetune("run", "job.yaml", job=job + config_map)
+    assert code == 0, output
+    assert (finetune.folder / "finetune-work/job/chat_template.jinja").read_text() == "{{ messages }}"
+
+
 def test_several_jobs_of_one_file_run_one_after_the_other(finetune):
     both = JOB + "---\n" + JOB.replace("name: job", "name: second")
     code, output = finetune("run", "job.yaml", job=both)

@@ -6,10 +6,13 @@ import json
 import sys
 from pathlib import Path
 
+import aiohttp
 import pytest
 import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from kubernetes.aio.client import Configuration
+from kubernetes.aio.config import ConfigException
 
 from finetune.controller.cluster import access as module
 from finetune.controller.cluster.access import Access, ConfigurationError
@@ -142,6 +145,21 @@ async def test_a_plugin_that_fails_later_leaves_the_credentials_that_there_were(
 
     environment = kubeconfig(tmp_path, server.url, with_plugin(tmp_path, "first"))
     assert await asked(environment, get, fails) == [{"who": "Bearer first"}] * 2
+
+
+async def test_a_pods_token_that_is_being_replaced_is_waited_for_like_a_server_that_is_away(server):
+    def read(configuration: Configuration) -> None:
+        raise ConfigException("Token file exists but empty.")
+
+    configuration = Configuration(host=server.url)
+    configuration.refresh_api_key_hook = read
+    access = Access(configuration)
+    with pytest.raises(ConnectionError, match="Token file exists but empty"):
+        await Api(access).get("/api")
+    async with access.session() as session:
+        with pytest.raises(aiohttp.ClientConnectionError):  # which kopf tries again
+            await session.request("get", server.url)
+    await access.close()
 
 
 @pytest.mark.parametrize(

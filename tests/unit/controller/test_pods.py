@@ -146,6 +146,16 @@ def test_tokens_of_a_configmap_are_mounted_where_the_steps_look():
     assert mounts(containers(spec)["add-tokens"])["/etc/finetune-tokens"] is True
 
 
+def test_a_chat_template_of_a_configmap_is_mounted_where_the_download_looks():
+    template = {"configMap": {"name": "templates", "key": "qwen.jinja"}}
+    job = FineTuneJob().with_spec(model={"uri": "hf://a/b", "chatTemplate": template})
+    spec = pod_of(prepare, job)
+    (volume,) = [item for item in spec["volumes"] if "configMap" in item]
+    items = [{"key": "qwen.jinja", "path": "chat_template.jinja"}]
+    assert volume["configMap"] == {"name": "templates", "items": items}
+    assert mounts(containers(spec)["download-model"])["/etc/finetune-chat-template"] is True
+
+
 def test_tokens_of_a_claim_are_mounted_in_the_container_that_reads_them():
     spec = pod_of(prepare, FineTuneJob().with_spec(tokens={"addFrom": {"uri": "pvc://corpus/terms.txt"}}))
     assert mounts(containers(spec)["add-tokens"])["/claims/corpus"] is True

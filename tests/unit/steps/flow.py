@@ -41,6 +41,7 @@ class Workshop:
             job_file=self.folder / "job.json",
             workspace=self.folder / "workspace",
             claims=self.folder / "claims",
+            chat_template_file=self.folder / "chat_template.jinja",
             report_file=self.folder / "report.json",
         )
 

@@ -53,6 +53,7 @@ class Run:
         fraction: float = 0.0,
         tokens: Any = TOKENS,
         model: dict[str, Any] | Path | None = None,
+        dataset: dict[str, Any] | None = None,
         **spec: Any,
     ) -> Run:
         """Everything before training, with the steps' own code, on a tiny model or on a copy of one in a folder. Every
@@ -65,7 +66,7 @@ class Run:
         workshop.write("rows.jsonl", rows)
         every = {"maxSteps": 4, "batchSize": 4, "microBatchSize": 2, "checkpoint": {"everySteps": 1, "keep": 100}}
         job = workshop.job(
-            dataset={"validation": {"fraction": fraction}},
+            dataset={"validation": {"fraction": fraction}} | (dataset or {}),
             training=every | {"learningRate": 1e-3, "seed": 3} | training,
             **({"tokens": {"add": tokens}} if tokens else {}),
             **spec,

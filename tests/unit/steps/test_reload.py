@@ -54,7 +54,9 @@ def test_an_extended_model_proves_itself(tmp_path: Path, model: dict[str, Any]) 
     assert all(0 < chance["withPrompt"] < 1 and 0 < chance["withoutPrompt"] < 1 for chance in chances)
     assert len(report.to_json()) <= 1536
     layers = 3
-    assert "3 new tokens round-trip, loads strictly, finite logits, " in report.result["proof"]
+    assert report.result["proof"].startswith(
+        "3 new tokens round-trip, tokenizer.json and transformers give the same ids, loads strictly, finite logits, "
+    )
     assert report.result["proof"].endswith(f"of old weights unchanged, {layers} hidden states of old text bit-equal")
     proof = json.loads((tmp_path / "finetune-reload.json").read_text())
     assert (proof["tokens"], proof["wasRun"], proof["equalStates"]) == (3, True, layers)
@@ -65,15 +67,17 @@ def test_an_extended_model_proves_itself(tmp_path: Path, model: dict[str, Any]) 
     assert proof["probabilities"] == chances
 
 
-def test_before_is_the_chance_of_the_old_pieces_after_is_that_of_the_new_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_before_is_the_chance_of_the_old_pieces_after_is_that_of_the_new_row(tmp_path: Path, dtype: str) -> None:
+    """As the model computes them in f32, in whatever type its weights are."""
     spec = {"tokens": {"add": [{"content": "<think>"}], "probePrompt": "What is two plus three?"}}
-    report = report_of(reload, extended(tmp_path, spec, dtype="float32"), spec)
+    report = report_of(reload, extended(tmp_path, spec, dtype=dtype), spec)
     assert report.result is not None
     (chance,) = report.result["probabilities"]
     messages = [{"role": "user", "content": "What is two plus three?"}]
     for name, key in (("model", "withPromptBefore"), ("prepared", "withPrompt")):
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32).eval()
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
         expected = 1.0
         for piece in tokenizer.encode("<think>", add_special_tokens=False):
@@ -81,7 +85,7 @@ def test_before_is_the_chance_of_the_old_pieces_after_is_that_of_the_new_row(tmp
                 logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
             expected *= float(logits.softmax(-1)[piece])
             ids = [*ids, piece]
-        assert chance[key] == pytest.approx(expected, rel=2e-3)
+        assert chance[key] == pytest.approx(expected, rel=1e-3)
     assert len(AutoTokenizer.from_pretrained(tmp_path / "model").encode("<think>")) > 1
 
 
@@ -221,12 +225,11 @@ def test_warnings_of_add_tokens_are_kept(tmp_path: Path) -> None:
     assert report.result is not None and "share its probability" in report.result["warnings"][0]
 
 
-@pytest.mark.parametrize("noise", [{}, {"noise": 0.01}], ids=["equal", "with noise"])
-def test_on_a_real_model_four_copies_of_one_source_share_its_probability(
-    tmp_path: Path, noise: dict[str, float]
-) -> None:
+@pytest.mark.parametrize("noise", [0, 0.01], ids=["equal", "with noise"])
+def test_on_a_real_model_four_copies_of_one_source_share_its_probability(tmp_path: Path, noise: float) -> None:
+    """Evenly, as long as they are equal; noise makes one of them a little likelier than another."""
     markers = ("<think>", "</think>", "<answer>", "</answer>")
-    init = {"copyOf": "<|im_start|>"} | noise
+    init = {"copyOf": "<|im_start|>"} | ({"noise": noise} if noise else {})
     spec = {"tokens": {"add": [{"content": marker, "init": init} for marker in markers]}}
 
     def link(partial: Path) -> dict[str, Any]:
@@ -238,6 +241,8 @@ def test_on_a_real_model_four_copies_of_one_source_share_its_probability(
     report_of(add_tokens, tmp_path, spec)
     report = report_of(reload, tmp_path, spec)
     assert report.result is not None and ("warnings" in report.result) == (not noise)
-    for chance in report.result["probabilities"]:
-        assert chance["withoutPrompt"] == pytest.approx(0.1996, abs=0.002)
-        assert chance["withPrompt"] < 1e-6
+    chances = report.result["probabilities"]
+    shares = [chance["withoutPrompt"] for chance in chances]
+    assert shares == pytest.approx([0.1996] * 4, rel=0.04 if noise else 1e-3)
+    assert len(set(shares)) == (4 if noise else 1)
+    assert all(chance["withPrompt"] < 1e-6 for chance in chances)

@@ -19,6 +19,7 @@ from finetune.steps.save.merging import merge
 from finetune.steps.save.step import run as save
 from finetune.steps.tokens.step import run as add_tokens
 from finetune.steps.workspace.base_model import base_model
+from finetune.steps.workspace.merge_record import Adapted, Block, Range, write_merge_record
 from finetune.steps.workspace.token_record import read_record
 from tests.models import tiny, write_safetensors
 from tests.unit.steps.flow import Workshop
@@ -172,7 +173,11 @@ def test_merging_takes_memory_for_a_block_not_for_the_model(tmp_path: Path) -> N
         for part, shape in (("A", (rank, columns)), ("B", (rows, rank)))
     }
     write_safetensors(adapter / "adapter_model.safetensors", parts, "float32")
-    (adapter / "adapter_config.json").write_text(json.dumps({"r": rank, "lora_alpha": 2}))
+    everywhere = (Range(0, rows - 1), Range(0, columns - 1))
+    names = [f"layers.{i}.up" for i in range(4)]
+    blocks = [(Block(f"{name}.weight", 0, 0, *everywhere),) for name in names]
+    layers = [Adapted(name, places, scale=0.5) for name, places in zip(names, blocks, strict=True)]
+    write_merge_record(adapter, layers)
     done = subprocess.run(
         [sys.executable, "-c", MERGE, str(adapter), str(base), str(target)], capture_output=True, text=True, check=True
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer
 
 from finetune.steps.reload import step as reload
@@ -90,13 +91,13 @@ def without_tokenizer_json(folder: Path, name: str, content: bytes, tokenizer_cl
 
 
 @pytest.mark.slow
-def test_a_sentencepiece_model_is_converted_with_the_same_ids_and_does_not_survive(tmp_path: Path) -> None:
+def test_a_sentencepiece_model_is_converted_with_the_same_ids_and_gets_the_tokens(tmp_path: Path) -> None:
     folder = without_tokenizer_json(tmp_path, "tokenizer.model", sentencepiece())
     spec = {"tokens": {"add": [{"content": "<think>"}, {"content": "心筋"}]}}
     result = report_of(step, folder, spec).result
     assert result is not None and result["added"] == 2
-    assert "tokenizer.model was left out" in result["warnings"][0]
-    assert not (folder / "prepared/tokenizer.model").exists()
+    model = SentencePieceProcessor(str(folder / "prepared/tokenizer.model"))
+    assert [model.piece_to_id(piece) for piece in ("<think>", "心筋")] == [400, 401]
     before, after = (AutoTokenizer.from_pretrained(folder / name) for name in ("model", "prepared"))
     text = "Why is the sky blue? It scatters  short waves.\nÜber 水"
     assert after.encode(text) == before.encode(text)

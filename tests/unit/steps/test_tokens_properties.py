@@ -65,8 +65,9 @@ def added(folder: Path, asked: list[dict[str, Any]], multiple: int = 64) -> tupl
             error = failure.error
             assert error.reason in ("InvalidToken", "TokenCollision") and error.hint
             assert not layout(folder).prepared.exists()
-            (index,) = re.findall(r"^spec\.tokens\.add\[(\d+)\]", error.message)
-            asked = [*asked[: int(index)], *asked[int(index) + 1 :]]
+            named = {int(index) for index in re.findall(r"spec\.tokens\.add\[(\d+)\]: ", error.message)}
+            assert named
+            asked = [token for index, token in enumerate(asked) if index not in named]
             if not asked:
                 return StepReport(step=Step.ADD_TOKENS), []
 

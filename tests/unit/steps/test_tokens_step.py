@@ -438,3 +438,25 @@ def test_torch_is_not_imported_and_memory_stays_small(workspace: Path) -> None:
     imported = {line.rpartition("|")[2].strip() for line in outcome.log.splitlines() if line.startswith("import time:")}
     assert "numpy" in imported
     assert not imported & {"torch", "transformers", "safetensors"}
+
+
+def test_whatever_is_wrong_with_any_token_is_told_at_once(workspace: Path) -> None:
+    spec = add(
+        "Ġthe",
+        {"content": "<a>", "init": {"copyOf": "<nowhere>"}},
+        "<b>",
+        {"content": "<c>", "init": {"copyOf": "?!?!"}},
+    )
+    error = refusal(workspace, spec).error
+    assert "3 of the tokens cannot be added: " in error.message
+    for words in (
+        "spec.tokens.add[1].init.copyOf: '<nowhere>'",
+        "spec.tokens.add[3].init.copyOf",
+        "spec.tokens.add[0]: 'Ġthe'",
+    ):
+        assert words in error.message
+
+
+def test_an_ordinary_token_that_servers_would_hide_gets_a_warning(workspace: Path) -> None:
+    (warning,) = result(workspace, add("<|plan|>", {"content": "<|go|>", "special": True}, "<seen>"))["warnings"]
+    assert warning.startswith("<|plan|>: llama.cpp's converter takes tokens of this shape for control tokens")

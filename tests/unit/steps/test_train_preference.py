@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from finetune.api.contract import ExitCode
 from finetune.api.status import DatasetStatus
 from finetune.steps.dataset.preference import in_pairs, read_pair
-from finetune.steps.rows.formats import Completion, Conversation, MalformedRow, Message
+from finetune.steps.rows.formats import Completion, Conversation
+from finetune.steps.rows.messages import MalformedRow, Message
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.train.data.examples import Examples
 from finetune.steps.train.trainer.preference import Pairs

@@ -20,8 +20,21 @@ from finetune.api.schema import (
     rules,
 )
 from finetune.api.spec.dataset import Dataset
-from finetune.api.spec.tokens import Tokens
+from finetune.api.spec.tokens import ConfigMapKey, Tokens
 from finetune.api.spec.training import Resources, Training
+
+
+class ChatTemplate(Model):
+    """A chat template in the place of the model's own."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("has(self.text) != has(self.configMap)", "chatTemplate takes exactly one of text and configMap")
+        )
+    )
+
+    text: str | None = Field(None, description="The Jinja template.", min_length=1, max_length=65_536)
+    config_map: ConfigMapKey | None = Field(None, description="A ConfigMap's key that holds it.")
 
 
 class ModelSource(Model):
@@ -34,6 +47,11 @@ class ModelSource(Model):
     )
     revision: Revision = Field(
         "main", description="Branch, tag or commit of an hf:// model; resolved to a commit, which status records."
+    )
+    chat_template: ChatTemplate | None = Field(
+        None,
+        description="A chat template to use in the place of the model's own, for the data and for samples; it is "
+        "published with the model.",
     )
 
 

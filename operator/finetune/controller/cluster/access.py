@@ -93,8 +93,7 @@ class Access:
         request.server_hostname = self._configuration.tls_server_name
         for left in reversed(range(_TRIES)):
             asked_at = time.monotonic()
-            # The client reads a token file to its end, line break included, which no header may have.
-            if token := (await self._configuration.get_api_key_with_prefix("BearerToken") or "").strip():
+            if token := await self._token():
                 request.headers["Authorization"] = token
             if request.session.closed:  # by kopf, meanwhile: as aiohttp has it, which kopf knows how to mend
                 raise RuntimeError("Session is closed")
@@ -104,6 +103,14 @@ class Access:
             response.close()  # the connection, too: it may stand for a client certificate that has expired
             await self._reload(asked_at)
         return response
+
+    async def _token(self) -> str:
+        """The credentials of the moment: the client reads a pod's token again every minute."""
+        try:
+            token = await self._configuration.get_api_key_with_prefix("BearerToken") or ""
+        except (ConfigException, OSError) as error:  # the file is being replaced: as if the server could not be reached
+            raise aiohttp.ClientConnectionError(str(error)) from error
+        return token.strip()  # the client reads a token file to its end, line break included, which no header may have
 
     async def _reload(self, asked_at: float) -> None:
         """Load the credentials again, unless that happened since they were used; not more often than now and then."""

@@ -28,6 +28,7 @@ def _download(status: FineTuneJobStatus) -> Iterator[str]:
         yield from [f"commit {model.commit[:12]}"] if model.commit else []
         yield from [size(model.size_bytes)] if model.size_bytes is not None else []
         yield from ["from the cache"] if model.from_cache else ["there already"] if model.reused else []
+        yield from (f"warning: {text}" for text in model.warnings or ())
 
 
 def _add_tokens(status: FineTuneJobStatus) -> Iterator[str]:

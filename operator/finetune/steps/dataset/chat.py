@@ -1,26 +1,63 @@
 """Where in a rendered conversation the assistant speaks.
 
 The ids come from the chat template's whole text, exactly as inference would make them. Which of them are learned is
-decided on characters: the assistant's content and the marker that ends its turn, not the header that begins it.
-Templates with `{% generation %}` say so themselves. From the others the places are derived by rendering the
-conversation up to each answer, and every derivation is verified: where the text up to an answer is not the beginning of
-the whole text, there is an error instead of a guess.
+decided on characters: all that the model would have to write itself, from the end of the generation prompt to the
+marker that ends its turn.
+
+How a template frames a plain answer is learned from a conversation of single characters. A conversation of plain
+questions and answers then needs one rendering: its end must be, character for character, what the frames say. Others
+are compared with renderings in which one turn's own texts are put between characters that occur nowhere else: what
+differs is the turn's own, whatever the template does with other turns. In the end every turn's text is looked for in
+the part that is learned; a turn that the template leaves something out of is refused, or counted where it is an earlier
+thought, which templates leave out by design.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from finetune.api.contract import ExitCode
+from finetune.steps.dataset.chat_template import ChatTemplate
+from finetune.steps.dataset.frames import Frames, common_length
+from finetune.steps.dataset.said import CLOSE, OPEN, answers_of, marked, shows, thoughts_of
 from finetune.steps.dataset.span import Span
-from finetune.steps.rows.formats import MalformedRow, Message
+from finetune.steps.rows.formats import Conversation
+from finetune.steps.rows.messages import MalformedRow, Message
 from finetune.steps.runtime.failure import StepFailure
 
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+REMEDY = "Give spec.model.chatTemplate a template that shows it, or take it out of the rows."
+
+
+class Told(StrEnum):
+    """What became of a turn of the assistant that is not simply learned as it stands."""
+
+    NOT_TO_LEARN = "MarkedNotToLearn"
+    THOUGHT_LEFT_OUT = "ThoughtLeftOut"
+    NOT_AS_PROMPTED = "NotAsPrompted"
+    OTHER_END = "OtherEndMarker"
+    NO_END = "NoEndMarker"
+
+
+class NotShown(MalformedRow):
+    """The chat template leaves out something that a row says, or nobody can tell where it is."""
+
+    hint = REMEDY
+
+
+@dataclass
+class Rendered:
+    """A conversation's text, the spans of it that are learned, in order, and what is to be told of its turns."""
+
+    text: str
+    learned: list[Span] = field(default_factory=list)
+    turns: Counter[Told] = field(default_factory=Counter)
 
 
 class ChatRenderer:
@@ -33,125 +70,303 @@ class ChatRenderer:
                 ExitCode.BAD_CONFIGURATION,
                 "NoChatTemplate",
                 "spec.model: its tokenizer has no chat template, and the dataset holds conversations",
-                "Use an instruction-tuned model, or spec.dataset.sources[].template.text for plain text.",
+                "Use an instruction-tuned model, give spec.model.chatTemplate, or "
+                "spec.dataset.sources[].template.text for plain text.",
             )
-        self._tokenizer = tokenizer
-        self._template = tokenizer.get_chat_template()
-        self._marked = bool(_GENERATION.search(self._template))
-        self._ends = _alternatives(
-            [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-            + [str(tokenizer.eos_token or "")]
+        self._tokenizer, self._created = tokenizer, created
+        self.unused: set[str] = set()
+        """Fields of messages that the template does not read."""
+
+    def render(self, conversation: Conversation, *, all_learned: bool = False) -> Rendered:
+        """The conversation as the template writes it. With `all_learned` nobody asks who speaks.
+
+        Raises NotShown when something of it is missing in the text.
+        """
+        located = self._with_tools if conversation.tools else self._plain
+        self.unused.update(
+            name
+            for message in conversation.messages
+            for name in message.more
+            if name not in self.unused and not located.template.names(name)
         )
-        self._compiled = _compiled(self._template, created)
-        self._constants = {**tokenizer.special_tokens_map, "tools": None, "documents": None}
+        return located.whole(conversation) if all_learned else located.rendered(conversation)
+
+    @cached_property
+    def _plain(self) -> _Locator:
+        return self._locator(self._tokenizer.get_chat_template())
+
+    @cached_property
+    def _with_tools(self) -> _Locator:
+        """Some models have a template of its own for conversations with tools."""
+        template = self._tokenizer.get_chat_template(tools=[{}])
+        return self._plain if template == self._plain.template.source else self._locator(template)
+
+    def _locator(self, source: str) -> _Locator:
+        tokenizer = self._tokenizer
+        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        template = ChatTemplate(source, tokenizer.special_tokens_map, self._created)
+        return _Locator(template, _alternatives([*special, str(tokenizer.eos_token or "")]), tokenizer.eos_token or "")
+
+
+@dataclass
+class _Locator:
+    """Finds turns in what one template writes; `special` matches special tokens."""
+
+    template: ChatTemplate
+    special: re.Pattern[str]
+    eos: str
+
+    @cached_property
+    def frames(self) -> Frames | None:
+        """None where the template refuses plain conversations."""
+        return Frames.of(self.template, self.special, self.eos)
+
+    def whole(self, conversation: Conversation) -> Rendered:
+        """The text; whatever a row says must be in it."""
+        text = self._text(conversation)
+        return Rendered(text, [(0, len(text))], self._checked(conversation, text, {}))
+
+    def rendered(self, conversation: Conversation) -> Rendered:
+        """The text, and the turns in it."""
+        text = self._text(conversation)
+        if (plain := self._as_framed(conversation, text)) is not None:
+            return plain
+        messages = conversation.messages
+        learned: dict[int, list[Span]] = {}
+        told = Counter[Told]()
+        for index, message in enumerate(messages):
+            if message.role != "assistant" or index < conversation.learned_from:
+                continue
+            if not message.learned:
+                told[Told.NOT_TO_LEARN] += 1
+                continue
+            turn = _Turn(self, conversation, index, text)
+            learned[index], text = [turn.span], turn.text
+            told.update(turn.told)
+        if self.template.marks_generation:
+            learned = self._within_marks(conversation, learned, text)
+        told += self._checked(conversation, text, learned)
+        return Rendered(text, [span for spans in learned.values() for span in spans], told)
+
+    def _text(self, conversation: Conversation) -> str:
+        return self.template.render(conversation.messages, conversation.tools, conversation.variables)
+
+    # ---- plain conversations: one rendering
+
+    def _as_framed(self, conversation: Conversation, text: str) -> Rendered | None:
+        """What the frames say, if the text ends exactly so."""
+        messages = conversation.messages
+        first = 1 if messages[0].role == "system" else 0
+        turns = messages[first:]
+        plain = (
+            not conversation.tools
+            and not conversation.variables
+            and not self.template.marks_generation
+            and len(turns) % 2 == 0
+            and all(
+                message.role == ("user", "assistant")[place % 2]
+                and not message.more
+                and isinstance(message.content, str)
+                and "think>" not in message.content
+                for place, message in enumerate(turns)
+            )
+        )
+        if not plain or self.frames is None:
+            return None
+        if first and not (isinstance(messages[0].content, str) and shows(text, messages[0].content)):
+            return None
+        for contents in ([message.text for message in turns], [message.text.strip() for message in turns]):
+            expected, spans = self.frames.written(contents)
+            if text.endswith(expected.removesuffix(self.frames.appended)):
+                begin = len(text) + len(self.frames.appended) - len(expected)
+                told, learned = Counter[Told](), []
+                for place, (start, end) in enumerate(spans):
+                    index = first + 2 * place + 1
+                    if index < conversation.learned_from:
+                        continue
+                    if not messages[index].learned:
+                        told[Told.NOT_TO_LEARN] += 1
+                        continue
+                    learned.append((begin + start, begin + end))
+                if learned and not self.frames.as_prompted:
+                    told[Told.NOT_AS_PROMPTED] += 1
+                return Rendered(text + self.frames.appended, learned, told)
+        return None
+
+    # ---- templates that mark what is generated
+
+    def _within_marks(
+        self, conversation: Conversation, learned: dict[int, list[Span]], text: str
+    ) -> dict[int, list[Span]]:
+        """What the template marks of each turn, and the turn's end where it is left outside."""
+        marks = self.template.generated(conversation.messages, conversation.tools, conversation.variables)
+        inside: dict[int, list[Span]] = {}
+        for index, ((start, end),) in learned.items():
+            spans = [(max(start, first), min(end, last)) for first, last in marks if first < end and last > start]
+            if spans and not self.special.sub("", text[spans[-1][1] : end]).strip():
+                spans[-1] = spans[-1][0], end
+            inside[index] = spans
+        return inside
+
+    # ---- the check
+
+    def _checked(self, conversation: Conversation, text: str, learned: dict[int, list[Span]]) -> Counter[Told]:
+        told = Counter[Told]()
+        messages = conversation.messages
+        for tool in conversation.tools:
+            name = tool.get("function", tool).get("name") if isinstance(tool.get("function", tool), dict) else None
+            if isinstance(name, str) and name not in text:
+                raise NotShown(f"the chat template does not show the function {name} of column tools")
+        last_question = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
+        for index, message in enumerate(messages):
+            spans = learned.get(index)
+            region = text if spans is None else "".join(text[start:end] for start, end in spans)
+            for said in answers_of(message):
+                if not shows(region, said):
+                    raise NotShown(
+                        f"turn {index + 1}: the chat template leaves out what the {message.role} says: {_short(said)}"
+                    )
+            if message.role != "assistant" or all(shows(region, thought) for thought in thoughts_of(message)):
+                continue
+            if index > last_question and spans is not None:
+                raise NotShown(
+                    f"turn {index + 1}: the chat template leaves out what the assistant thinks: "
+                    f"{_short(thoughts_of(message)[0])}"
+                )
+            told[Told.THOUGHT_LEFT_OUT] += 1
+        return told
+
+
+class _Turn:
+    """One turn of the assistant, found by comparing renderings."""
+
+    def __init__(self, locator: _Locator, conversation: Conversation, index: int, text: str) -> None:
+        self._locator, self._conversation, self._index = locator, conversation, index
+        self._messages = conversation.messages
+        self.text = text
+        self.told: list[Told] = []
+        first, last = self._own(index, self._messages, text)
+        start = self._start(first)
+        self.span = (start, self._end(last, start))
+
+    def _render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        tools, variables = self._conversation.tools, self._conversation.variables
+        return self._locator.template.render(messages, tools, variables, prompt=prompt)
+
+    def _own(self, index: int, messages: Sequence[Message], text: str) -> Span:
+        """Where the first of a turn's own texts begins, and where the last one ends."""
+        if OPEN in text or CLOSE in text:
+            raise NotShown(
+                f"turn {self._index + 1} cannot be told from the rest: the text holds characters for private use"
+            )
+        for names in (False, True):
+            turn = marked(messages[index], names=names)
+            other = self._render([*messages[:index], turn, *messages[index + 1 :]])
+            if other != text:
+                break
+        else:
+            raise NotShown(f"turn {index + 1}: the chat template leaves out what the {messages[index].role} says")
+        first = common_length(text, other)
+        last = len(text) - common_length(text[::-1], other[::-1])
+        return first, max(first, last)
+
+    def _start(self, first: int) -> int:
+        index, text, frames = self._index, self.text, self._locator.frames
+        before = ""
+        headers = list(frames.headers) if frames else []
+        floor = 0
+        if index:
+            try:
+                before = self._render(self._messages[:index], prompt=True)
+                unasked = self._render(self._messages[:index])
+            except MalformedRow:
+                before = unasked = ""
+            if before and text.startswith(before) and len(before) <= first:
+                return self._behind_header(headers, len(before), first)
+            headers = [header for header in (before[common_length(before, unasked) :], *headers) if header]
+            floor = self._own(index - 1, self._messages, text)[1] if self._messages[index - 1].text else 0
+        for header in headers:
+            at = text.rfind(header, floor, first)
+            if at >= 0:
+                if header != headers[0] and self._is_last:
+                    self.told.append(Told.NOT_AS_PROMPTED)
+                return at + len(header)
+        if not self._messages[index].more and (not index or not headers):
+            return first
+        raise NotShown(
+            f"turn {index + 1}: the chat template writes no beginning of it that could be told from the rest"
+        )
+
+    def _behind_header(self, headers: Sequence[str], start: int, first: int) -> int:
+        """Some templates ask for a further answer without a header, and write one."""
+        return max([start, *(at + len(each) for each in headers if (at := self.text.rfind(each, start, first)) >= 0)])
+
+    def _other_end(self, marker: str) -> None:
+        frames = self._locator.frames
+        if frames and not frames.ends_by_next and marker not in frames.ends:
+            self.told.append(Told.OTHER_END)
 
     @property
-    def prints_date(self) -> bool:
-        """Whether the ids depend on the date."""
-        return "strftime_now" in self._template
+    def _is_last(self) -> bool:
+        return all(message.role != "user" for message in self._messages[self._index :])
 
-    def render(self, messages: Sequence[Message], learned_from: int = 0) -> tuple[str, list[Span]]:
-        """The whole text, and the spans in it that the assistant has to learn, in order."""
-        turns = [message.wire() for message in messages]
-        if self._marked:
-            text, spans = self._render_marked(turns)
-            answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-            if len(spans) == len(answers):
-                spans = [span for span, index in zip(spans, answers, strict=True) if index >= learned_from]
-            elif learned_from:
-                raise StepFailure(
-                    ExitCode.BAD_CONFIGURATION,
-                    "UnsupportedChatTemplate",
-                    f"the chat template marks {len(spans)} answers in a conversation that has {len(answers)}",
-                    "Put the whole conversation into one column (messages) instead of prompt and completion.",
-                )
-            return text, [self._with_end_marker(text, span) for span in spans]
-        text = self._text(turns)
-        return text, list(self._derived(turns, text, learned_from))
+    def _end(self, last: int, start: int) -> int:
+        """After the marker that ends the turn: of what follows its own texts and belongs to it, the known end, else the
+        last special token; else the next turn's opening, where that is what stops the model."""
+        index, text, special, frames = self._index, self.text, self._locator.special, self._locator.frames
+        messages = self._messages[: index + 1]
+        alone = text if len(messages) == len(self._messages) else self._render(messages)
+        tail = alone[last if alone is text else self._own(index, messages, alone)[1] :]
+        limit = last + common_length(text[last:], tail)
+        ends = frames.ends if frames else ()
+        if known := [at + len(end) for end in ends if end and (at := text.find(end, last, limit)) >= 0]:
+            return min(known)
+        by_next = frames is not None and frames.ends_by_next
+        if not by_next and (found := list(special.finditer(text, last, limit))):
+            self._other_end(found[-1].group())
+            return found[-1].end()
+        following = special.match(text, _skip_space(text, limit if by_next else last))
+        if following and not (frames and any(header.startswith(following.group()) for header in frames.headers)):
+            self._other_end(following.group())
+            return following.end()
+        if limit == len(text) and (marker := self._opening_of_next()):
+            self.text += marker
+            return len(self.text)
+        stripped = len(text[:limit].rstrip())
+        if stripped > last:
+            return stripped
+        if limit > last:
+            return limit
+        self.told.append(Told.NO_END)
+        return max(last, start)
 
-    def _text(self, turns: Sequence[dict[str, str]], *, prompt: bool = False) -> str:
-        """What `apply_chat_template` gives, without what it does for messages that are more than plain texts."""
-        with _refusals():
-            return str(self._compiled.render(messages=turns, add_generation_prompt=prompt, **self._constants))
-
-    def _render_marked(self, turns: Sequence[dict[str, str]]) -> tuple[str, list[Span]]:
-        from transformers.utils.chat_template_utils import _render_with_assistant_indices
-
-        with _refusals():
-            text, spans = _render_with_assistant_indices(  # type: ignore[no-untyped-call]
-                compiled_template=self._compiled, messages=turns, add_generation_prompt=False, **self._constants
-            )
-        return str(text), [(start, end) for start, end in spans]
-
-    def _with_end_marker(self, text: str, span: Span) -> Span:
-        """The span, and the marker right after it where the template left that outside."""
-        start, end = span
-        marker = self._ends.match(text, end)
-        return start, marker.end() if marker else end
-
-    def _derived(self, turns: Sequence[dict[str, str]], text: str, learned_from: int) -> Iterator[Span]:
-        for index, turn in enumerate(turns):
-            if turn["role"] != "assistant" or index < learned_from:
-                continue
-            before = self._text(turns[:index], prompt=True) if index else ""
-            if not text.startswith(before):
-                raise StepFailure(
-                    ExitCode.BAD_CONFIGURATION,
-                    "UnsupportedChatTemplate",
-                    f"the chat template changes earlier turns when later ones follow (turn {index + 1}), so what the "
-                    "assistant says cannot be told from the rest",
-                    "Give the model a chat template with {% generation %} markers, or use "
-                    "spec.dataset.sources[].template with one user and one assistant text.",
-                )
-            yield len(before), self._end(turns, index, text, len(before))
-
-    def _end(self, turns: Sequence[dict[str, str]], index: int, text: str, start: int) -> int:
-        """Where the turn ends: after the marker that follows the content, or else before trailing white space."""
-        content = turns[index]["content"].strip()
-        if text.startswith(content, start) and (marker := self._ends.match(text, start + len(content))):
-            return marker.end()
-        limit = len(text)
-        if index + 1 < len(turns):
-            limit = _common_length(text, self._text(turns[: index + 1]))
-        said = text.find(content, start, limit)
-        if said >= 0:
-            after = said + len(content)
-            marker = self._ends.search(text, after, limit)
-        else:
-            after = start
-            *_, marker = (None, *self._ends.finditer(text, start, limit))
-        if marker:
-            return marker.end()
-        end = start + len(text[start:limit].rstrip())
-        return end if end > after else limit
+    def _opening_of_next(self) -> str:
+        """What stops the model after the last turn, where the template writes no end there."""
+        frames, message = self._locator.frames, self._messages[self._index]
+        if frames is None:
+            return self._locator.eos
+        if frames.ends_by_next and "tool_calls" in message.more:
+            try:
+                more = self._render([*self._messages, Message("tool", "0")])
+            except MalformedRow:
+                return frames.appended
+            following = self._locator.special.match(more, _skip_space(more, len(self.text)))
+            if more.startswith(self.text) and following:
+                return following.group()
+        return frames.appended
 
 
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Templates raise what they like: jinja2's errors, TypeError, ..."""
-    try:
-        yield
-    except Exception as error:
-        raise MalformedRow(f"the chat template refuses it: {error}") from error
+def _skip_space(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 def _alternatives(markers: Sequence[str]) -> re.Pattern[str]:
     longest_first = sorted({marker for marker in markers if marker}, key=lambda marker: (-len(marker), marker))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-
-def _common_length(one: str, other: str) -> int:
-    length = min(len(one), len(other))
-    if one[:length] == other[:length]:
-        return length
-    return next(index for index in range(length) if one[index] != other[index])
-
-
-def _compiled(template: str, created: datetime) -> Any:
-    """The template as transformers compiles it (once), with `strftime_now` meaning the job's creation time: there is no
-    argument for that."""
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
-    compiled = _compile_jinja_template(template)
-    compiled.globals["strftime_now"] = created.strftime
-    return compiled

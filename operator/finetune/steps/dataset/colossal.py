@@ -24,7 +24,7 @@ from typing import Any
 
 from finetune.api.contract import ExitCode
 from finetune.steps.dataset.span import Span
-from finetune.steps.rows.formats import MalformedRow, Message
+from finetune.steps.rows.messages import THOUGHTS, MalformedRow, Message
 from finetune.steps.runtime.failure import StepFailure
 
 SYSTEM = (
@@ -58,13 +58,15 @@ class Colossal:
         """The whole text, and the spans in it that carry the loss."""
         text, spans = SYSTEM, []
         for index, message in enumerate(messages):
+            if said := [name for name in ("tool_calls", *THOUGHTS) if name in message.more]:
+                raise MalformedRow(f"turn {index + 1} has {said[0]}; mask Colossal has no place for it")
             if message.role not in SPEAKERS:
                 raise MalformedRow(
                     f"turn {index + 1} is {message.role}'s; mask Colossal knows human and assistant only"
                 )
             text += f"{SPEAKERS[message.role]}: "
             start = len(text)
-            text += f"{self._bos}{message.content}{self._eos}" if message.content else self._bos
-            if message.role == "assistant" and index >= learned_from:
+            text += f"{self._bos}{message.text}{self._eos}" if message.text else self._bos
+            if message.role == "assistant" and index >= learned_from and message.learned:
                 spans.append((start, len(text)))
         return text, spans

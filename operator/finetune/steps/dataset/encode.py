@@ -10,17 +10,18 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
 from finetune.api.spec import Mask, Objective
-from finetune.steps.dataset.chat import ChatRenderer
+from finetune.steps.dataset.chat import ChatRenderer, Told
 from finetune.steps.dataset.colossal import Colossal
 from finetune.steps.dataset.span import Span, token_span
-from finetune.steps.rows.formats import Completion, Conversation, Example, MalformedRow
+from finetune.steps.rows.formats import Completion, Conversation, Example
+from finetune.steps.rows.messages import MalformedRow
 from finetune.steps.workspace.training_data import IGNORED
 
 
@@ -44,6 +45,9 @@ class Counts:
 
     truncated: Counter[Truncated] = field(default_factory=Counter)
     dropped: Counter[Dropped] = field(default_factory=Counter)
+    turns: Counter[Told] = field(default_factory=Counter)
+    """Of the assistant, in the rows that were taken."""
+
     shortest: int | None = None
     """Tokens of the shortest row that was too long."""
 
@@ -75,6 +79,7 @@ class _Draft:
     learned: Sequence[Span]
     opening: tuple[int, ...] = ()
     masked: str = ""
+    turns: Counter[Told] = field(default_factory=Counter)
 
 
 Drafts = tuple[Sequence[Example], list[_Draft]]
@@ -90,11 +95,17 @@ class Encoder:
     max_length: int
     mask: Mask = Mask.ASSISTANT
     counts: Counts = field(default_factory=Counts)
+    unused: set[str] = field(default_factory=set)
 
     @cached_property
     def chat(self) -> ChatRenderer:
         """Made when a conversation comes: plain text needs no chat template."""
         return ChatRenderer(self.tokenizer, self.created)
+
+    @property
+    def unused_fields(self) -> set[str]:
+        """Fields of messages, so far, of which nothing was made."""
+        return self.unused | (self.chat.unused if "chat" in self.__dict__ else set())
 
     @cached_property
     def colossal(self) -> Colossal | None:
@@ -127,15 +138,18 @@ class Encoder:
         if self.colossal:
             return self._colossal_draft(self.colossal, example)
         if isinstance(example, Conversation):
-            text, spans = self.chat.render(example.messages, example.learned_from)
-            return self._whole(_Draft(text, spans))
+            rendered = self.chat.render(example, all_learned=self.objective == Objective.PRETRAINING)
+            return _Draft(rendered.text, rendered.learned, turns=rendered.turns)
         prompt, answer = _texts(example)
         text, start = self._framed(prompt, answer)
         return self._whole(_Draft(text, [(start, len(text))]))
 
     def _colossal_draft(self, colossal: Colossal, example: Example) -> _Draft:
         if isinstance(example, Conversation):
+            if example.tools or example.variables:
+                raise MalformedRow("the row has tools or chat_template_kwargs; mask Colossal has no place for them")
             text, spans = colossal.conversation(example.messages, example.learned_from)
+            self.unused.update(name for message in example.messages for name in message.more)
             return _Draft(text, spans, opening=colossal.opening)
         text, masked = colossal.pair(*_texts(example))
         return _Draft(text, [(0, len(text))], masked=masked)
@@ -179,7 +193,10 @@ class Encoder:
         encoded: list[Encoded] = []
         for row, (example, draft) in enumerate(zip(examples, drafts, strict=True)):
             whole = self._example(row, draft, encodings[row], len(next(masked)) if draft.masked else 0)
-            encoded += self._fitted(example, whole)
+            fitted = self._fitted(example, whole)
+            if whole in fitted:
+                self.counts.turns += draft.turns
+            encoded += fitted
         return encoded
 
     def _example(self, row: int, draft: _Draft, encoding: Any, masked: int) -> Encoded:
@@ -240,12 +257,18 @@ class Encoder:
                 if message.role == "assistant" and index >= example.learned_from
             ]
 
-        def beginning(end: int) -> Encoded:
-            draft = self._draft(Conversation(example.messages[:end], example.learned_from))
+        def draft(end: int) -> _Draft:
+            return self._draft(replace(example, messages=example.messages[:end]))
+
+        def beginning(draft: _Draft) -> Encoded:
             return self._example(row, draft, self._tokenised([draft])[0], 0)
 
-        fitting = bisect_right(ends, self.max_length, key=lambda end: len(beginning(end).ids))
-        return [beginning(ends[fitting - 1])] if fitting else []
+        fitting = bisect_right(ends, self.max_length, key=lambda end: len(beginning(draft(end)).ids))
+        if not fitting:
+            return []
+        chosen = draft(ends[fitting - 1])
+        self.counts.turns += chosen.turns
+        return [beginning(chosen)]
 
 
 def _texts(example: Example) -> tuple[str, str]:

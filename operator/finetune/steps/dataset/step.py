@@ -10,17 +10,20 @@ import hashlib
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
+from finetune.api.conditions import shortened
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
 from finetune.api.spec import DatasetSource, Duplicates, Objective, Switch
 from finetune.api.spec import Format as Kind
+from finetune.steps.dataset.chat import NotShown
 from finetune.steps.dataset.duplicates import NOWHERE, duplicates
 from finetune.steps.dataset.encode import Counts, Encoder
 from finetune.steps.dataset.encoded_rows import EncodedRows
@@ -28,10 +31,12 @@ from finetune.steps.dataset.mixture import Ingredient, held_out, mixed
 from finetune.steps.dataset.packing import packed, require_isolation
 from finetune.steps.dataset.preference import complete, in_pairs, pairs_in
 from finetune.steps.dataset.template import templated
-from finetune.steps.rows.formats import Example, Format, MalformedRow, UndecodableRow, other_format, recognised, said
+from finetune.steps.rows.formats import Example, Format, UndecodableRow, other_format, recognised, said
+from finetune.steps.rows.messages import MalformedRow
 from finetune.steps.rows.sources import Rows, identity, opened, prepare_environment
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.progress import Progress
+from finetune.steps.tokenizer_files.agreement import GENERIC, TOKENIZER, difference, without_limits
 from finetune.steps.workspace.base_model import base_model
 from finetune.steps.workspace.data_parts import Parts, write_parts
 from finetune.steps.workspace.end_tokens import EndToken, write_end_tokens
@@ -43,6 +48,18 @@ BATCH = 256
 """Rows that are tokenised together."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+
+CATEGORY = "category"
+"""The column whose values buckets have their share of each."""
+
+MAX_FIELDS = 16
+"""Names of unused columns and fields that are told of a source."""
+
+COMPARED = 1000
+"""Rows of each source whose texts are read by transformers and by tokenizer.json alike."""
+
+LONG = 10_000
+"""Characters of such a text."""
 
 MAX_UNUSED = 32
 """Names in `DatasetStatus.unused_tokens`."""
@@ -82,6 +99,8 @@ class _Source:
     """Where each row stands in the source's order; below zero if it is held out."""
 
     counts: Counts = field(default_factory=Counts)
+    unused: list[str] = field(default_factory=list)
+    """Columns, and fields of messages, that nothing is made of."""
 
     @property
     def trains(self) -> bool:
@@ -111,6 +130,7 @@ class _Loading:
         tokenizer = AutoTokenizer.from_pretrained(self.model)
         _must_be_fast(tokenizer)
         sources = [self._open(place, source, cache) for place, source in dataset.places()]
+        _require_agreement(self.model, tokenizer, sources)
         encoded = EncodedRows(self.folder / ".encoded", keyed=dataset.validates)
         self._encode(tokenizer, sources, encoded)
         shutil.rmtree(cache, ignore_errors=True)
@@ -123,7 +143,7 @@ class _Loading:
         rows = opened(source, self.layout, cache, where)
         columns = rows.column_names
         if self._in_pairs:
-            row_format = pairs_in(columns, where)
+            row_format = pairs_in(columns, where, source)
         elif source.template:
             row_format = templated(source.template, columns, f"{where}.template")
         elif source.format:
@@ -132,8 +152,10 @@ class _Loading:
             row_format = recognised(columns, where)
         log.info("%s: %d rows in the format %s", where, len(rows), row_format.name)
         dataset, seed = self.job.spec.dataset, self.job.spec.training.seed
+        by_category = (CATEGORY,) if dataset.buckets is not None else ()
+        unused = [column for column in row_format.unused(columns) if column not in by_category]
         if place == "validation.source":
-            return _Source(where, source, rows, row_format, np.arange(-len(rows), 0))
+            return _Source(where, source, rows, row_format, np.arange(-len(rows), 0), unused=unused)
         places = held_out(len(rows), dataset.validation.fraction, seed)
         if places.max() < 0:
             raise StepFailure(
@@ -143,7 +165,7 @@ class _Loading:
                 "leaves nothing to train on",
                 "Lower the fraction, or add rows.",
             )
-        return _Source(where, source, rows, row_format, places)
+        return _Source(where, source, rows, row_format, places, unused=unused)
 
     # ---- rows to ids
 
@@ -164,6 +186,7 @@ class _Loading:
                 except MalformedRow as error:
                     raise _malformed(source, firsts[-1][0] + error.index // self._together, error) from error
                 before += len(source.rows)
+                source.unused += [f"messages[].{name}" for name in sorted(encoder.unused_fields)]
                 if self._in_pairs:
                     lost = len(source.rows) - int((encoded.sources == number).sum()) // 2
                     source.counts.dropped = in_pairs(source.counts.dropped, lost)
@@ -171,13 +194,13 @@ class _Loading:
 
     def _batches(self, source: _Source, firsts: list[tuple[int, list[int] | None]]) -> Iterator[list[Example]]:
         """The rows in batches, as examples; what is appended to `firsts` says where each batch begins."""
-        by_category = self.job.spec.dataset.buckets is not None and "category" in source.rows.column_names
-        rows = source.rows.columns((*source.format.columns, *source.format.optional))
-        every_category = source.rows.columns(["category"]) if by_category else None
+        by_category = self.job.spec.dataset.buckets is not None and CATEGORY in source.rows.column_names
+        rows = source.rows.columns(source.format.wanted)
+        every_category = source.rows.columns([CATEGORY]) if by_category else None
         for first in range(0, len(rows), BATCH):
             categories = None
             if every_category:
-                names = map(str, every_category[first : first + BATCH]["category"])
+                names = map(str, every_category[first : first + BATCH][CATEGORY])
                 categories = [self.categories.setdefault(name, len(self.categories)) for name in names]
             firsts.append((first, categories))
             try:
@@ -233,8 +256,10 @@ class _Loading:
             **({"packedRows": train.rows} if packing else {}),
             "tokens": train.tokens,
             "trainedTokens": train.learned,
-            **_counted("truncated", sum((source.counts.truncated for source in sources), Counter())),
-            **_counted("dropped", sum((source.counts.dropped for source in sources), Counter())),
+            **_counted("truncated", _sum(source.counts.truncated for source in sources)),
+            **_counted("dropped", _sum(source.counts.dropped for source in sources)),
+            **({"turnsBy": dict(turns)} if (turns := _sum(source.counts.turns for source in sources)) else {}),
+            **({"unusedFields": unused} if (unused := _unused_fields(sources)) else {}),
             "endTokens": [end.content for end in ends[:MAX_END_TOKENS]],
             **_counted_if("emptyAnswers", sum(int(train.alone[end.id]) for end in ends)),
             "unusedTokens": _unused(self.model, train.seen),
@@ -311,6 +336,21 @@ def _counted(name: str, counts: Counter[Any]) -> dict[str, Any]:
     return {name: counts.total(), **({f"{name}By": dict(counts)} if counts else {})}
 
 
+def _sum(counters: Iterable[Counter[Any]]) -> Counter[Any]:
+    return sum(counters, Counter())
+
+
+def _unused_fields(sources: list[_Source]) -> list[str]:
+    """What no example was made of, in the words of status: a line for each source that has such."""
+    lines = []
+    for source in sources:
+        if source.unused:
+            names, more = source.unused[:MAX_FIELDS], len(source.unused) - MAX_FIELDS
+            told = ", ".join(shortened(name, 64) for name in names) + (f" and {more} more" if more > 0 else "")
+            lines.append(f"{source.place.removeprefix('spec.dataset.')}: {told}")
+    return lines
+
+
 def _counted_if(name: str, count: int) -> dict[str, int]:
     return {name: count} if count else {}
 
@@ -324,6 +364,40 @@ def _end_tokens(tokenizer: Any, counts: npt.NDArray[np.int64], objective: Object
     special |= {tokenizer.eos_token_id} - {None}
     found = sorted((id_ for id_ in special if counts[id_]), key=lambda id_: (-counts[id_], id_))
     return [EndToken(id_, tokenizer.convert_ids_to_tokens(id_), int(counts[id_])) for id_ in found]
+
+
+def _require_agreement(model: Path, tokenizer: Any, sources: Sequence[_Source]) -> None:
+    """Raise StepFailure when the rows would be learned with other ids than tokenizer.json, with which servers encode,
+    gives them."""
+    if not (model / TOKENIZER).is_file():
+        return
+    reference = without_limits(Tokenizer.from_file(str(model / TOKENIZER)))
+    for source in sources:
+        try:
+            texts = list(_texts(source.rows[:COMPARED]))
+        except UnicodeDecodeError:
+            continue  # whoever encodes the rows says which one
+        if (left := difference(reference, tokenizer, texts)) is not None:
+            raise StepFailure(
+                ExitCode.BAD_CONFIGURATION,
+                "TokenizersDisagree",
+                f"{source.place}: {source.spec.uri}: the model would be trained with other ids than it is served with: "
+                f"{left}",
+                f'Write "tokenizer_class": "{GENERIC}" into the tokenizer_config.json of a copy of the base model, and '
+                "use that as spec.model.",
+            )
+
+
+def _texts(values: Any) -> Iterator[str]:
+    """Every text in the columns, lists and objects of some rows."""
+    if isinstance(values, str):
+        yield values[:LONG].encode("utf-8", "ignore").decode()
+    elif isinstance(values, Mapping):
+        for value in values.values():
+            yield from _texts(value)
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _texts(value)
 
 
 def _undecodable(table: Any, error: UnicodeDecodeError) -> UndecodableRow:
@@ -360,9 +434,9 @@ def _malformed(source: _Source, index: int, error: MalformedRow) -> StepFailure:
         )
     return StepFailure(
         ExitCode.BAD_DATA,
-        "MalformedRow",
+        "UnsupportedChatTemplate" if isinstance(error, NotShown) else "MalformedRow",
         f"{source.place}: {source.spec.uri}: row {index + 1} of {split}: {error}{line}",
-        "Mend the row, or write a template that can do with it.",
+        error.hint,
     )
 
 

@@ -15,7 +15,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from finetune.api.contract import ExitCode
 from finetune.api.spec import Template
-from finetune.steps.rows.formats import Conversation, Example, Format, MalformedRow, Message, PlainText, Row
+from finetune.steps.rows.formats import Conversation, Example, Format, PlainText, Row
+from finetune.steps.rows.messages import MalformedRow, Message
 from finetune.steps.runtime.failure import StepFailure
 
 

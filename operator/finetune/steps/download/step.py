@@ -12,6 +12,7 @@ from typing import Any
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
 from finetune.api.status import ModelStatus
 from finetune.steps.cache import MODELS, cached
+from finetune.steps.download import chat_template
 from finetune.steps.download.needed_files import (
     corrupt,
     index_name,
@@ -25,8 +26,9 @@ from finetune.steps.model_files.safetensors_file import InvalidSafetensors
 from finetune.steps.runtime.disk import require_space
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.progress import Progress
+from finetune.steps.tokenizer_files.agreement import TOKENIZER, settle
 from finetune.steps.workspace.base_model import is_commit
-from finetune.steps.workspace.staging import INPUTS, publish, published
+from finetune.steps.workspace.staging import INPUTS, Write, publish, published
 
 COMMIT = ".commit"
 
@@ -39,11 +41,12 @@ log = logging.getLogger(__name__)
 def run(job: StepJob, layout: Layout) -> StepReport:
     """Publish `model/`, the base model."""
     model = job.spec.model
+    template = chat_template.chosen(model, layout)
     with Progress(Step.DOWNLOAD, "byte") as progress:
         if model.uri.startswith("hf://"):
-            result = _from_hub(model.uri, model.revision, layout, progress)
+            result = _from_hub(model.uri, model.revision, layout, progress, template)
         elif model.uri.startswith("pvc://"):
-            result = _from_claim(model.uri, layout, progress)
+            result = _from_claim(model.uri, layout, progress, template)
         else:
             raise StepFailure(
                 ExitCode.BAD_CONFIGURATION,
@@ -55,8 +58,8 @@ def run(job: StepJob, layout: Layout) -> StepReport:
     return StepReport(step=Step.DOWNLOAD, result=status.wire())
 
 
-def _from_hub(uri: str, revision: str, layout: Layout, progress: Progress) -> dict[str, Any]:
-    inputs = {"uri": uri, "revision": revision}
+def _from_hub(uri: str, revision: str, layout: Layout, progress: Progress, template: str | None) -> dict[str, Any]:
+    inputs = {"uri": uri, "revision": revision} | _given(template)
     if (result := published(layout.model, inputs)) is not None:
         return {**result, "reused": True}
     _use_writable_home(layout.workspace)
@@ -86,12 +89,30 @@ def _from_hub(uri: str, revision: str, layout: Layout, progress: Progress) -> di
 
     commit = revision if is_commit(revision) else found().commit
     if not is_commit(commit):
-        return publish(layout.model, inputs, write)
+        return publish(layout.model, inputs, _settled(_with_template(write, template)))
     made_from = {"uri": uri, "commit": commit, "format": FORMAT}
-    return publish(layout.model, inputs, cached(layout, MODELS, lambda: made_from, write))
+    whole = cached(layout, MODELS, lambda: made_from, write)
+    return publish(layout.model, inputs, _settled(_with_template(whole, template)))
 
 
-def _from_claim(uri: str, layout: Layout, progress: Progress) -> dict[str, Any]:
+def _given(template: str | None) -> dict[str, str]:
+    return {} if template is None else {"chatTemplate": template}
+
+
+def _with_template(write: Write, template: str | None) -> Write:
+    """What `write` writes, with the job's chat template: in the workspace only, the cache keeps the model's own."""
+    if template is None:
+        return write
+
+    def written(partial: Path) -> dict[str, Any]:
+        result = write(partial)
+        chat_template.put(partial, template)
+        return result
+
+    return written
+
+
+def _from_claim(uri: str, layout: Layout, progress: Progress, template: str | None) -> dict[str, Any]:
     source = layout.claim_path(uri)
     if not source.is_dir():
         what = "is a file" if source.exists() else "does not exist"
@@ -110,6 +131,7 @@ def _from_claim(uri: str, layout: Layout, progress: Progress) -> dict[str, Any]:
     states = {name: (source / name).stat() for name in names}
     total = sum(state.st_size for state in states.values())
     inputs = {"uri": uri, "files": {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}}
+    inputs |= _given(template)
 
     def write(partial: Path) -> dict[str, Any]:
         if source.stat().st_dev != partial.stat().st_dev:
@@ -128,7 +150,27 @@ def _from_claim(uri: str, layout: Layout, progress: Progress) -> dict[str, Any]:
         _check(partial, uri)
         return ModelStatus(size_bytes=total).wire()
 
-    return publish(layout.model, inputs, write)
+    return publish(layout.model, inputs, _settled(_with_template(write, template)))
+
+
+def _settled(write: Write) -> Write:
+    """`write`, and then a tokenizer that transformers reads as tokenizer.json says: the job's own copy of
+    tokenizer_config.json names another class where it has to. What is wrong beyond that, or cannot be read, is for the
+    steps to say that read it."""
+
+    def write_settled(partial: Path) -> dict[str, Any]:
+        result = write(partial)
+        try:
+            mended = settle(partial) if (partial / TOKENIZER).is_file() else None
+        except Exception as error:
+            log.info("the tokenizer was left as it is: %s", error)
+            mended = None
+        if mended is None:
+            return result
+        log.warning("%s", mended)
+        return {**result, "warnings": [mended]}
+
+    return write_settled
 
 
 def _start_over_unless_of(commit: str, partial: Path) -> None:

@@ -1,13 +1,16 @@
 """How likely a text is as the next thing a model says: what a new token starts from, and what it takes the place of.
 
-Works on any causal model of transformers and needs no import of torch.
+Works on any causal model of transformers, whatever its weights are kept in; computed in f32.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from finetune.steps.inference.single_precision import in_single_precision
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,17 @@ class Continuation:
         self._prompt = prompt
         self._next: list[float] = self._distributions(prompt.tolist()[0], 1)[0].tolist()
 
-    def probability(self, ids: Sequence[int]) -> float:
-        """That exactly these ids come next: the product along the chain."""
+    def probability(self, ids: Sequence[int]) -> float | None:
+        """That exactly these ids come next: the product along the chain. None where the model gives no number."""
         chance = self._next[ids[0]]
         if len(ids) > 1:
             steps = self._distributions([*self._prompt.tolist()[0], *ids[:-1]], len(ids) - 1)
             for step, id_ in zip(steps, ids[1:], strict=True):
                 chance *= float(step[id_])
-        return float(f"{chance:.4g}")
+        return None if math.isnan(chance) else float(f"{chance:.4g}")
 
     def _distributions(self, ids: Sequence[int], last: int) -> Any:
         """Probabilities of shape (last, rows), in float64, after each of the last ids."""
-        logits = self._model(input_ids=self._prompt.new_tensor([ids]), use_cache=False).logits
+        with in_single_precision(self._model):
+            logits = self._model(input_ids=self._prompt.new_tensor([ids]), use_cache=False).logits
         return logits[0, -last:].double().softmax(-1)

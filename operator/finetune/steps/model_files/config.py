@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     if "vocab_size" not in config and model_type in VOCAB_SIZE:
         config["vocab_size"] = VOCAB_SIZE[model_type]
     return config
+
+
+UNQUANTISED = (
+    "Use the same model in bf16 (many publishers have one beside the quantised one), or write it once: "
+    "AutoModelForCausalLM.from_pretrained(MODEL, dtype='bfloat16', quantization_config=...(dequantize=True))"
+    ".save_pretrained(FOLDER). QLoRA quantises what it freezes by itself."
+)
+"""What helps where a checkpoint is quantised."""
+
+
+def quantised(config: Mapping[str, Any]) -> str | None:
+    """How the weights of a checkpoint are quantised, by the method's name; None when they are not."""
+    settings = config.get("quantization_config") or config.get("compression_config")
+    if not settings:
+        return None
+    return str(settings.get("quant_method", "quantization_config")) if isinstance(settings, dict) else "unknown method"
 
 
 def read_object(path: Path) -> dict[str, Any]:

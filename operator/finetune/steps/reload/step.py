@@ -23,14 +23,16 @@ from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
 from finetune.api.spec import PROBE_PROMPT
 from finetune.api.status import TokenProbability, TokensStatus
 from finetune.steps.inference.likelihood import Continuation, Prompts
+from finetune.steps.inference.single_precision import largest_part
 from finetune.steps.model_files.checkpoint import read_checkpoint
-from finetune.steps.model_files.config import read_config
+from finetune.steps.model_files.config import UNQUANTISED, quantised, read_config
 from finetune.steps.reload.compare import differences
 from finetune.steps.runtime.disk import in_words
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.memory import available_memory
 from finetune.steps.runtime.progress import Progress
 from finetune.steps.token_matrices.architectures import matrices_of
+from finetune.steps.tokenizer_files.agreement import TOKENIZER, around, as_tokenizer_json_says, disagreement
 from finetune.steps.workspace.base_model import base_model
 from finetune.steps.workspace.staging import published
 from finetune.steps.workspace.token_record import TokenRecord, read_record
@@ -48,11 +50,21 @@ COMPARED = 64
 READING = 8 << 30
 """Bytes of weights that these passes may read beyond those for the tokens that are shown."""
 
+READ = 4096
+"""New tokens around which texts are read by transformers and by tokenizer.json alike."""
+
 OVERHEAD = 1.2
 """Memory of a loaded model over the size of its weights, activations of a short text included."""
 
 LIBRARIES = 600 << 20
 """Memory of torch and transformers themselves."""
+
+BIDIRECTIONAL = (
+    "albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert",
+    "electra", "ernie", "esm", "eurobert", "megatron-bert", "modernbert", "mpnet", "nomic_bert", "rembert", "roberta",
+    "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Model types whose attention sees what comes next, unless their configuration says is_decoder."""
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -99,7 +111,7 @@ class Proof:
 
     def sentence(self) -> str:
         """The proof in one line."""
-        words = [f"{self.tokens:,} new tokens round-trip"]
+        words = [f"{self.tokens:,} new tokens round-trip", "tokenizer.json and transformers give the same ids"]
         words.append("loads strictly, finite logits" if self.was_run else f"{self.tensors:,} tensors in their shapes")
         if self.equal_bytes is not None:
             words.append(f"{in_words(self.equal_bytes)} of old weights unchanged")
@@ -167,18 +179,20 @@ def _prove(
         progress.update(min(done, total), total)
 
     tokenizer = TRANSFORMERS.AutoTokenizer.from_pretrained(folder)
-    former = TRANSFORMERS.AutoTokenizer.from_pretrained(base) if base else tokenizer
+    former = as_tokenizer_json_says(base) if base else tokenizer
     new_ids = {record.id for record in records}
     _prove_tokens(tokenizer, records, _vocab_size(folder))
     proof = Proof(tokens=len(records), tensors=len(checkpoint.tensors))
     if base is not None:
+        _prove_alike(folder, records)
         _prove_old_text(tokenizer, former, records)
         before = read_checkpoint(base)
         matrices = matrices_of(before).names
         for difference in differences(before, checkpoint, matrices, new_ids, count):
             raise NotProven(difference)
         proof.equal_bytes = sum(tensor.size for tensor in before.tensors.values())
-    needed, free = int(checkpoint.size * OVERHEAD) + LIBRARIES, available_memory()
+    needed = int(checkpoint.size * OVERHEAD) + largest_part(checkpoint.tensors) + LIBRARIES
+    free = available_memory()
     if needed > free:
         _prove_structure(folder)
         return proof, [
@@ -210,6 +224,19 @@ def _require_causal_language_model(folder: Path) -> None:
         config = TRANSFORMERS.AutoConfig.from_pretrained(folder)
     except ValueError as error:
         raise _unsupported(f"transformers does not know it: {str(error).partition(chr(10))[0]}") from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise _unsupported(
+            f"{config.model_type!r} is an encoder-decoder, which answers with another part than it reads"
+        )
+    if config.model_type in BIDIRECTIONAL and not getattr(config, "is_decoder", False):
+        raise _unsupported(f"{config.model_type!r} is a bidirectional encoder: it fills gaps and writes no text")
+    if how := quantised(read_config(folder)):
+        raise StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "QuantisedModel",
+            f"spec.model: its weights are quantised ({how}), and what is trained could not be written so that it loads",
+            UNQUANTISED,
+        )
     if type(config) not in TRANSFORMERS.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise _unsupported(f"transformers has no causal language model for the model_type {config.model_type!r}")
 
@@ -264,11 +291,18 @@ def _prove_learned(tokenizer: Any, record: TokenRecord, piece: str, rows: int) -
         raise NotProven(f"the learned piece {record.content!r} comes back as {back!r}")
 
 
+def _prove_alike(folder: Path, records: Sequence[TokenRecord]) -> None:
+    """transformers, with whom the model is trained, and tokenizer.json, with which it is served, give the same ids."""
+    texts = around(record.content for record in records[:READ] if record.piece is None)
+    if (folder / TOKENIZER).is_file() and (left := disagreement(folder, texts)) is not None:
+        raise NotProven(f"its tokenizer's files disagree: {left}")
+
+
 def _prove_old_text(tokenizer: Any, base: Any, records: Sequence[TokenRecord]) -> None:
     """Text without new tokens is encoded as before."""
     has_new = any(record.content in OLD_TEXT for record in records if record.piece is None)
     has_new |= not {record.id for record in records}.isdisjoint(tokenizer(OLD_TEXT)["input_ids"])
-    if not has_new and tokenizer(OLD_TEXT) != base(OLD_TEXT):
+    if not has_new and tokenizer(OLD_TEXT)["input_ids"] != base(OLD_TEXT)["input_ids"]:
         raise NotProven("text without new tokens is encoded differently than before")
 
 

@@ -1,59 +1,57 @@
 """What a row of a dataset says, whatever its columns are called: a conversation, a prompt with its completion, or text.
 
 The format is recognised from the columns; the spec's template takes precedence. A row that does not have the shape
-that its columns promise is an error with its number, never skipped.
+that its columns promise is an error with its number, never skipped; so is a row in which a column that matters says
+something that its format has no place for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from finetune.api.contract import ExitCode
 from finetune.api.spec import Format as Kind
+from finetune.steps.rows.messages import (
+    CALLS,
+    ROLES,
+    MalformedRow,
+    Message,
+    kind_of,
+    messages_of,
+    parsed,
+    tools_of,
+    variables_of,
+)
 from finetune.steps.runtime.failure import StepFailure
 
 Row = Mapping[str, Any]
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-}
-"""The roles of transformers, and the names that {from, value} datasets use for them."""
+MATTER = ("system", "history", "tools", "functions", "tool_calls", "reasoning_content", "thinking")
+"""Columns that say what the model is to see or to say: a format that has no place for one refuses rows that fill it."""
 
+CONTEXT = ("system", "tools", "chat_template_kwargs")
+"""Columns beside a conversation that belong to it."""
 
-class Message(NamedTuple):
-    """One turn."""
-
-    role: str
-    content: str
-
-    def wire(self) -> dict[str, str]:
-        """As chat templates want it."""
-        return {"role": self.role, "content": self.content}
+_NOT_CONTEXT = tuple(name for name in MATTER if name not in CONTEXT)
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns; those of the assistant from `learned_from` on carry the loss."""
+    """Turns; those of the assistant from `learned_from` on carry the loss, unless they are marked otherwise."""
 
     messages: tuple[Message, ...]
     learned_from: int = 0
+    tools: tuple[Any, ...] = ()
+    """The functions that may be called, as chat templates want them."""
+
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """What else the row gives to the chat template (`chat_template_kwargs`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,46 +72,64 @@ class PlainText:
 Example = Conversation | Completion | PlainText
 
 
-class MalformedRow(Exception):
-    """A row has not the shape that its columns promise; the message names the column.
-
-    `index` is its place among the rows that were handled together.
-    """
-
-    index: int = 0
-
-
 class UndecodableRow(MalformedRow):
     """A row whose bytes are not UTF-8: Arrow lets them pass and Python does not."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A way to read rows. `columns` must be there, `optional` ones may be; no others are read."""
+    """A way to read rows. `columns` must be there, `optional` ones may be; `refused` ones must say nothing. No others
+    are read."""
 
     name: str
     columns: tuple[str, ...]
     read: Callable[[Row], Example]
     optional: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
     read_column: Callable[[pa.ChunkedArray], list[Example] | None] | None = None
     """Reads the only column all at once, or declines: then rows are read one by one, and errors have their place."""
 
     def examples(self, rows: pa.Table | Mapping[str, list[Any]]) -> list[Example]:
         """Some rows, given column by column, as examples; a MalformedRow knows its place among them."""
         if isinstance(rows, pa.Table):
-            if self.read_column and (at_once := self.read_column(rows[self.columns[0]])) is not None:
+            alone = not any(
+                name in rows.column_names and rows[name].null_count < len(rows)
+                for name in (*self.optional, *self.refused)
+            )
+            if alone and self.read_column and (at_once := self.read_column(rows[self.columns[0]])) is not None:
                 return at_once
             rows = {name: rows[name].to_pylist() for name in rows.column_names}
-        names = [name for name in (*self.columns, *self.optional) if name in rows]
+        names = [name for name in self.wanted if name in rows]
         columns = [rows[name] for name in names]
         examples: list[Example] = []
         for index, values in enumerate(zip(*columns, strict=True)):
+            row = dict(zip(names, values, strict=True))
             try:
-                examples.append(self.read(dict(zip(names, values, strict=True))))
+                self._refuse(row)
+                examples.append(self.read(row))
             except MalformedRow as error:
                 error.index = index
                 raise
         return examples
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The columns that have to be read, where there are such."""
+        return (*self.columns, *self.optional, *self.refused)
+
+    def unused(self, columns: Sequence[str]) -> list[str]:
+        """The columns that nothing is made of."""
+        return [column for column in columns if column not in (*self.columns, *self.optional)]
+
+    def _refuse(self, row: Row) -> None:
+        for name in self.refused:
+            if row.get(name) not in (None, "", [], {}, "[]"):
+                error = MalformedRow(f"column {name} holds something, and {self.name} has no place for it")
+                error.hint = (
+                    f"Write a template (user, assistant, system or text) that uses {name}, or remove the column if it "
+                    "is not to be learned from."
+                )
+                raise error
 
 
 def recognised(columns: Sequence[str], field: str) -> Format:
@@ -162,31 +178,8 @@ def _known(formats: Sequence[Format]) -> str:
 def _text(row: Row, column: str) -> str:
     value = row[column]
     if not isinstance(value, str):
-        raise MalformedRow(f"column {column} holds {_kind(value)} instead of a text")
+        raise MalformedRow(f"column {column} holds {kind_of(value)} instead of a text")
     return value
-
-
-def messages_of(value: Any, column: str) -> tuple[Message, ...]:
-    """The messages that a column holds."""
-    if not isinstance(value, list) or not value:
-        raise MalformedRow(f"column {column} holds {_kind(value)} instead of a list of messages")
-    return tuple(_message(item, f"{column}[{index}]") for index, item in enumerate(value))
-
-
-def _message(value: Any, place: str) -> Message:
-    if not isinstance(value, Mapping):
-        raise MalformedRow(f"{place} is {_kind(value)} instead of a message")
-    role = value.get("role") if value.get("role") is not None else value.get("from")
-    content = value.get("content") if value.get("content") is not None else value.get("value")
-    if role not in ROLES:
-        raise MalformedRow(f"{place} has the role {role!r}; known are {', '.join(ROLES)}")
-    if not isinstance(content, str):
-        raise MalformedRow(f"{place} has {_kind(content)} as content instead of a text")
-    return Message(ROLES[role], content)
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else "an empty list" if value == [] else f"a {type(value).__name__}"
 
 
 def _conversations(column: pa.ChunkedArray) -> list[Example] | None:
@@ -201,11 +194,14 @@ def _conversations(column: pa.ChunkedArray) -> list[Example] | None:
     turns = lists.flatten()
     if lists.null_count or turns.null_count or not len(lists):
         return None
+    further = (field.name for field in turns.type if field.name not in ("role", "from", "content", "value"))
+    if any(turns.field(name).null_count < len(turns) for name in further):
+        return None
     roles, contents = _field(turns, "role", "from"), _field(turns, "content", "value")
     if roles is None or contents is None or roles.null_count or contents.null_count:
         return None
     roles = roles.dictionary_encode()
-    names = [ROLES.get(name) for name in roles.dictionary.to_pylist()]
+    names = [None if name in CALLS else ROLES.get(name) for name in roles.dictionary.to_pylist()]
     lengths = lists.value_lengths().to_pylist()
     if None in names or not all(lengths):
         return None
@@ -225,36 +221,75 @@ def _field(turns: pa.StructArray, *names: str) -> pa.Array | None:
 
 def _messages_in(column: str) -> Format:
     def read(row: Row) -> Example:
-        return Conversation(messages_of(row[column], column))
+        return in_context(Conversation(messages_of(row[column], column)), row)
 
-    return Format(Kind.MESSAGES, (column,), read, read_column=_conversations)
+    return Format(Kind.MESSAGES, (column,), read, optional=CONTEXT, refused=_NOT_CONTEXT, read_column=_conversations)
+
+
+def in_context(conversation: Conversation, row: Row) -> Conversation:
+    """The conversation with what the columns beside it say: a system message, tools, variables of the template."""
+    system, messages = row.get("system") or "", conversation.messages
+    learned_from = conversation.learned_from
+    if not isinstance(system, str):
+        raise MalformedRow(f"column system holds {kind_of(system)} instead of a text")
+    if system and messages[0].role == "system" and messages[0].content != system:
+        raise MalformedRow("column system holds a text, and the messages begin with a different system message")
+    if system and messages[0].role != "system":
+        messages, learned_from = (Message("system", system), *messages), learned_from + bool(learned_from)
+    tools = tools_of(row.get("tools"), "tools")
+    return Conversation(messages, learned_from, tools, variables_of(row.get("chat_template_kwargs")))
 
 
 def _read_completion(row: Row) -> Example:
     if isinstance(row["prompt"], str):
+        if filled := [name for name in CONTEXT if row.get(name)]:
+            raise MalformedRow(f"column {filled[0]} goes with lists of messages, and column prompt holds a text")
         return Completion(row["prompt"], _text(row, "completion"))
     prompt = messages_of(row["prompt"], "prompt")
-    return Conversation(prompt + messages_of(row["completion"], "completion"), learned_from=len(prompt))
+    messages = prompt + messages_of(row["completion"], "completion")
+    return in_context(Conversation(messages, learned_from=len(prompt)), row)
 
 
 def _read_instruction(row: Row) -> Example:
     question, further = _text(row, "instruction"), row.get("input") or ""
-    system = row.get("system") or ""
-    if not isinstance(further, str) or not isinstance(system, str):
-        raise MalformedRow("columns input and system must hold text")
-    messages = [Message("system", system)] if system else []
+    if not isinstance(further, str):
+        raise MalformedRow("column input must hold a text")
+    messages = [turn for pair in _history(row.get("history")) for turn in pair]
     messages += [Message("user", f"{question}\n\n{further}" if further else question)]
-    return Conversation((*messages, Message("assistant", _text(row, "output"))))
+    return in_context(Conversation((*messages, Message("assistant", _text(row, "output")))), row)
+
+
+def _history(value: Any) -> list[tuple[Message, Message]]:
+    """Alpaca's earlier turns: pairs of a question and an answer, which is learned like the last one."""
+    pairs = parsed(value, "history") or []
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs
+    ):
+        raise MalformedRow("column history holds something other than pairs of question and answer")
+    return [(Message("user", question), Message("assistant", answer)) for question, answer in pairs]
 
 
 _FORMATS = (
     *map(_messages_in, ("messages", "conversations", "conversation")),
-    Format(Kind.PROMPT_COMPLETION, ("prompt", "completion"), _read_completion),
+    Format(
+        Kind.PROMPT_COMPLETION,
+        ("prompt", "completion"),
+        _read_completion,
+        optional=CONTEXT,
+        refused=_NOT_CONTEXT,
+    ),
     Format(
         Kind.SOURCE_TARGET,
         ("source", "target"),
         lambda row: Completion("" if row["source"] is None else _text(row, "source"), _text(row, "target")),
+        refused=MATTER,
     ),
-    Format(Kind.INSTRUCTION, ("instruction", "output"), _read_instruction, optional=("input", "system")),
+    Format(
+        Kind.INSTRUCTION,
+        ("instruction", "output"),
+        _read_instruction,
+        optional=("input", "history", *CONTEXT),
+        refused=tuple(name for name in _NOT_CONTEXT if name != "history"),
+    ),
     Format(Kind.TEXT, ("text",), lambda row: PlainText(_text(row, "text"))),
 )

@@ -23,7 +23,7 @@ from datasets.builder import Key
 
 from finetune.steps.rows import compressed
 from finetune.steps.rows.file_checks import BadFile, Empty, NotUtf8, require_common
-from finetune.steps.rows.formats import MalformedRow
+from finetune.steps.rows.messages import MalformedRow
 
 BLOCK = 4 << 20
 """Bytes that are read together, and the rest of their last line."""

@@ -26,6 +26,7 @@ from finetune.steps.save.model_card import provenance, write_card
 from finetune.steps.save.stopping import stop_at, stops_of
 from finetune.steps.workspace.base_model import base_model
 from finetune.steps.workspace.end_tokens import read_end_tokens
+from finetune.steps.workspace.merge_record import FILE as MERGE
 from finetune.steps.workspace.staging import MANIFEST, digest, make_durable, published, replace
 
 BLOCK = 16 << 20
@@ -96,7 +97,9 @@ class _Content:
         self._model, self._base = layout.model, base_model(layout)
         self.merges = adapter and wanted == OutputFormat.MERGED
         self.format = OutputFormat.ADAPTER if adapter and not self.merges else OutputFormat.MERGED
-        left_out = (ADAPTER_CONFIG, "*.safetensors") if self.merges else OF_THE_MODEL if adapter else ()
+        left_out = (
+            (ADAPTER_CONFIG, MERGE, "*.safetensors") if self.merges else (*OF_THE_MODEL, MERGE) if adapter else ()
+        )
         self._files = [path for path in _files(layout.trained) if not any(path.match(each) for each in left_out)]
 
     @property

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.steps.model_files.checkpoint import Checkpoint
-from finetune.steps.model_files.config import read_config
+from finetune.steps.model_files.config import quantised, read_config
 from finetune.steps.model_files.safetensors_file import Tensor
-from finetune.steps.token_matrices.matrices import Matrices, NotEditable, UnknownArchitecture, check_shapes
+from finetune.steps.token_matrices.matrices import Matrices, NotEditable, UnknownArchitecture, check_shapes, copies_of
 
 WIDTHS = ("word_embed_proj_dim", "hidden_size", "n_embd", "n_embed", "d_model")
 """How configurations call the number of columns; the first that is there counts (OPT's hidden_size is another one)."""
@@ -103,8 +103,8 @@ def token_matrices(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
 
     Raises UnknownArchitecture when any of the three disagrees, NotEditable when transformers could not help either.
     """
-    if config.get("quantization_config"):
-        raise NotEditable("the weights are quantised (config.json has a quantization_config)")
+    if how := quantised(config):
+        raise NotEditable(f"the weights are quantised ({how}, says config.json)")
     if per_layer := [name for name in tensors if "per_layer" in name and "embed" in name]:
         raise NotEditable(f"it has per-layer embeddings ({per_layer[0]}): no row of those can be made for a new token")
     model_type = config.get("model_type")
@@ -130,7 +130,7 @@ def token_matrices(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     for name, tensor in tensors.items():
         if name not in names and rows in tensor.shape and rows != width and not re.search(r"\.\d+\.", name):
             raise UnknownArchitecture(f"{name} also depends on the vocabulary's size and is not in the table")
-    return Matrices(names, tensors[embedding].shape[0])
+    return Matrices((*names, *copies_of(names, tensors)), tensors[embedding].shape[0])
 
 
 def _one_of(names: Sequence[str], tensors: Mapping[str, Tensor]) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ class UnknownArchitecture(NotEditable):
 @dataclass(frozen=True)
 class Matrices:
     """The tensors with one row per token: the embedding, the head unless that is tied to it, and the head's bias,
-    whose rows are single numbers."""
+    whose rows are single numbers; and copies of embedding and head that further layers have."""
 
     names: tuple[str, ...]
     rows: int
@@ -29,6 +30,21 @@ class Matrices:
     def names_in(self, header: Header) -> list[str]:
         """Those of them that a file holds."""
         return [name for name in header.tensors if name in self.names]
+
+
+COPIES = re.compile(r"(?:^|\.)(?:embed_tokens|lm_head|shared_head\.(?:head|output))\.weight$")
+"""How copies of embedding and head are called, wherever they lie."""
+
+
+def copies_of(names: Collection[str], tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Further copies of embedding or head, by name and shape: layers that predict a further token have them (DeepSeek-V3,
+    GLM-4.5), transformers does not load them, and servers build them with as many rows as the vocabulary has."""
+    shapes = {tensors[name].shape for name in names if len(tensors[name].shape) == 2}
+    return tuple(
+        name
+        for name, tensor in tensors.items()
+        if name not in names and COPIES.search(name) and tensor.shape in shapes and tensor.dtype in EDITABLE_DTYPES
+    )
 
 
 def check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[Any, ...]]) -> tuple[str, ...]:

@@ -1,8 +1,7 @@
 """Which tensors of a checkpoint have one row for each token, as transformers itself would resize them.
 
 The model is built without memory for its weights and resized: what changes its shape is what depends on the
-vocabulary's size. The names are then translated into those of the files by the rules that transformers saves by. Only
-this answer comes from transformers; the edit is the same as for any other model, and so is its result.
+vocabulary's size. The names are then translated into those of the files (`weight_names`). Only this answer comes from transformers; the edit is the same as for any other model, and so is its result.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.core_model_loading import revert_weight_conversion
 
 from finetune.steps.model_files.checkpoint import Checkpoint
 from finetune.steps.model_files.config import read_config
-from finetune.steps.token_matrices.matrices import Matrices, NotEditable, UnknownArchitecture, check_shapes
+from finetune.steps.token_matrices.matrices import Matrices, NotEditable, UnknownArchitecture, check_shapes, copies_of
+from finetune.steps.weight_names.correspondence import correspondence
 
 TRANSFORMERS: Any = transformers
 """Its loaders are typed for other uses than these."""
@@ -41,13 +40,14 @@ def matrices_by_resizing(checkpoint: Checkpoint, unproven: UnknownArchitecture) 
         raise NotEditable(f"{unproven}; transformers' embedding has {rows} rows, config.json's vocab_size differs")
     changed = {name: shape for name, shape in _shapes(model).items() if before.get(name) != shape}
     expected: dict[str, tuple[int, ...]] = {}
+    made = correspondence(checkpoint.folder).made
     for names in _same_parameter(model, changed, rows):
-        saved = {name: (rows, *changed[own][1:]) for own in names for name in _name_in_files(model, own)}
-        present = {name: shape for name, shape in saved.items() if name in checkpoint.tensors}
+        present = [name for name, weights in made.items() if not set(names).isdisjoint(weights)]
         if not present:
-            raise NotEditable(f"{unproven}; transformers resizes {next(iter(saved))}, which the files do not have")
-        expected |= present
-    return Matrices(check_shapes(checkpoint.tensors, expected), rows)
+            raise NotEditable(f"{unproven}; transformers resizes {names[0]}, which the files do not have")
+        expected |= dict.fromkeys(present, (rows, *changed[names[0]][1:]))
+    names = check_shapes(checkpoint.tensors, expected)
+    return Matrices((*names, *copies_of(names, checkpoint.tensors)), rows)
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
@@ -68,7 +68,3 @@ def _same_parameter(model: Any, changed: dict[str, tuple[int, ...]], rows: int) 
             raise NotEditable(f"{name} has no row for each token: transformers makes {list(shape)} of it")
         names.setdefault(id(parameters[name]), []).append(name)
     return list(names.values())
-
-
-def _name_in_files(model: Any, name: str) -> list[str]:
-    return list(revert_weight_conversion(model, {name: model.state_dict()[name]}))

@@ -13,21 +13,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from finetune.steps.tokenizer_files.agreement import PROBES
+
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 TIKTOKEN = ("tiktoken.model", "*.tiktoken", "tekken.json")
-
-PROBES = (
-    "Why is the sky blue? It scatters short waves.",
-    "two  spaces between, three   more, and one after ",
-    "a line\nand\n\n\tanother\r\n",
-    "1,234.5 × 67 = ½ of ﬁve; Å and Å",
-    "Über naïve façade, żółć, Ελλάδα, Россия",
-    "水と火、방법 ไทย עברית العربية हिन्दी",
-    "🙂 👩‍👩‍👧 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 \u200b\u00a0…",
-    "def f(x):\n    return x**2  # {'a': [1, 2]}\n",
-)
-"""Texts on which conversions have been wrong: spaces, line ends, normal forms, scripts, bytes. None begins with a
-space: transformers drops one there where sentencepiece doubles it, for the base model as for the extended one."""
 
 REMEDY = (
     "convert it once where it is known to be right: AutoTokenizer.from_pretrained(...).save_pretrained(...) with "

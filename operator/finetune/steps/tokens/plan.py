@@ -13,8 +13,8 @@ from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.token_matrices.matrices import Matrices
 from finetune.steps.tokens.byte_level import keep_decodable
 from finetune.steps.tokens.initialise import Copy, Init, Mean, Noisy, Normal, VocabularyMean
-from finetune.steps.tokens.requested import Requested
-from finetune.steps.tokens.vocabulary import Added, Collision, Vocabulary
+from finetune.steps.tokens.requested import LISTED, Requested
+from finetune.steps.tokens.vocabulary import Added, Vocabulary, hidden_by_servers
 from finetune.steps.workspace.token_record import TokenRecord
 
 
@@ -53,22 +53,37 @@ def make_plan(
     size_before, length_before = vocabulary.size, vocabulary.length
     present = vocabulary.ids_of(item.content for item in requested)
     new = [item for item in requested if item.content not in present]
-    sources = {item.content: _source(item, default, vocabulary) for item in new}
-    added = _add(vocabulary, new)
+    problems: list[StepFailure] = []
+    sources: dict[str, Source] = {}
+    for asked in new:
+        try:
+            sources[asked.content] = _source(asked, default, vocabulary)
+        except StepFailure as failure:
+            problems.append(failure)
+    collisions = vocabulary.collisions(item.token for item in new)
+    problems += [_collision(item) for item in new if item.content in collisions]
+    added = vocabulary.add([item.token for item in new if item.content not in collisions])
     mended = keep_decodable(vocabulary.tokenizer, (item.token.content for item in added))
-    for item, came_back in vocabulary.unfaithful(added):
-        place = next(asked.place for asked in new if asked.content == item.token.content)
-        raise StepFailure(
-            ExitCode.BAD_CONFIGURATION,
-            "InvalidToken",
-            f"{place}: {item.token.content!r} would come back from this model's tokenizer as {came_back!r}",
-            "Choose a text that the tokenizer keeps; or leave `normalized` false.",
+    places = {item.content: item.place for item in new}
+    for unkept, came_back in vocabulary.unfaithful(added):
+        content = unkept.token.content
+        problems.append(
+            StepFailure(
+                ExitCode.BAD_CONFIGURATION,
+                "InvalidToken",
+                f"{places[content]}: {content!r} would come back from this model's tokenizer as {came_back!r}",
+                "Choose a text that the tokenizer keeps; or leave `normalized` false.",
+            )
         )
+    if problems:
+        raise _all_of(problems)
     inits: dict[int, Init] = {}
     equal: dict[Init, list[str]] = defaultdict(list)
     records: list[TokenRecord] = []
     warnings = list(vocabulary.of_another_kind(item.token for item in requested if item.content in present))
     warnings += vocabulary.needless(added)
+    warnings += vocabulary.spaced_apart(added)
+    warnings += hidden_by_servers(added)
     for item in added:
         source = sources[item.token.content]
         init, described = _init(item, source, (seed, item.id))
@@ -156,17 +171,28 @@ def _source(item: Requested, default: TokenInit | None, vocabulary: Vocabulary) 
     return Source(init, (id_,))
 
 
-def _add(vocabulary: Vocabulary, new: Sequence[Requested]) -> list[Added]:
-    try:
-        return vocabulary.add([item.token for item in new])
-    except Collision as collision:
-        place = next(item.place for item in new if item.content == str(collision))
-        raise StepFailure(
-            ExitCode.BAD_CONFIGURATION,
-            "TokenCollision",
-            f"{place}: {str(collision)!r} is the tokenizer's own name of a piece that is not this text",
-            "Choose a text that differs, for example with a marker around it.",
-        ) from collision
+def _collision(item: Requested) -> StepFailure:
+    return StepFailure(
+        ExitCode.BAD_CONFIGURATION,
+        "TokenCollision",
+        f"{item.place}: {item.content!r} is the tokenizer's own name of a piece that is not this text",
+        "Choose a text that differs, for example with a marker around it.",
+    )
+
+
+def _all_of(problems: Sequence[StepFailure]) -> StepFailure:
+    """What is wrong with any of the tokens, as one failure; a fault in a default is told once."""
+    told = list({problem.error.message: problem for problem in problems}.values())
+    if len(told) == 1:
+        return told[0]
+    which = f", the first {LISTED}" if len(told) > LISTED else ""
+    return StepFailure(
+        ExitCode.BAD_CONFIGURATION,
+        told[0].error.reason,
+        f"spec.tokens: {len(told):,} of the tokens cannot be added{which}: "
+        + "; ".join(problem.error.message for problem in told[:LISTED]),
+        " ".join(dict.fromkeys(problem.error.hint for problem in told[:LISTED] if problem.error.hint)),
+    )
 
 
 def _init(item: Added, source: Source, seed: tuple[int, int]) -> tuple[Init, dict[str, Any]]:

@@ -20,6 +20,7 @@ from finetune.steps.runtime.memory import require_memory
 from finetune.steps.runtime.progress import Progress
 from finetune.steps.token_matrices.architectures import matrices_of
 from finetune.steps.token_matrices.matrices import Matrices, NotEditable
+from finetune.steps.tokenizer_files.agreement import Disagreement, around, settle
 from finetune.steps.tokens.beside_weights import write_beside_weights
 from finetune.steps.tokens.editor import columns_of, extend, extended_size
 from finetune.steps.tokens.initialise import Normal, factor_bytes
@@ -31,7 +32,10 @@ from finetune.steps.workspace.base_model import identity
 from finetune.steps.workspace.staging import inputs_of, publish
 from finetune.steps.workspace.token_record import write_record
 
-FORMAT = 1
+COMPARED = 4096
+"""New tokens around which the readings of the tokenizer's files are compared with each other; reload looks at each."""
+
+FORMAT = 2
 """Raise it when the same tokens would give other files: the cache then makes its extended models anew."""
 
 log = logging.getLogger(__name__)
@@ -135,17 +139,29 @@ def add_tokens(
 
     with room_for(target, size, "the model with its new tokens"):
         extend(checkpoint, matrices, plan.rows, plan.inits, plan.trained_rows, target, count)
-        stale = write_beside_weights(
-            layout.model,
-            target,
-            plan.vocabulary.tokenizer,
-            [item for item in plan.added if item.piece is None],
-            plan.rows,
-            generic_class=bool(plan.mended),
+        tokenizer = plan.vocabulary.tokenizer
+        left_out = write_beside_weights(
+            layout.model, target, tokenizer, plan.added, plan.rows, generic_class=bool(plan.mended)
         )
         write_record(target, plan.records)
-    warnings = [f"{name} was left out: it does not know the new tokens, tokenizer.json does" for name in stale]
-    return _status(plan, matrices.rows, learned, warnings).wire()
+    return _status(plan, matrices.rows, learned, [*left_out, *_settled(target, plan)]).wire()
+
+
+def _settled(target: Path, plan: Plan) -> list[str]:
+    """What had to change for transformers to read the new tokenizer as tokenizer.json says; raises StepFailure when
+    nothing helps."""
+    try:
+        mended = settle(target, around(item.token.content for item in plan.added[:COMPARED] if item.piece is None))
+    except Disagreement as error:
+        raise StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "TokenizersDisagree",
+            "spec.model: the tokenizer with the new tokens would be trained with other ids than it is served with: "
+            f"{error}, whatever class tokenizer_config.json names",
+            "transformers builds this tokenizer by rules of its own for the model_type in config.json: use a base of "
+            "another model_type.",
+        ) from error
+    return [] if mended is None else [mended]
 
 
 def _status(plan: Plan, rows_before: int, learned: LearnedTokens | None, warnings: Sequence[str]) -> TokensStatus:

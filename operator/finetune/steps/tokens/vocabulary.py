@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,20 +18,25 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from finetune.api.spec import NewToken
+from finetune.steps.tokenizer_files.agreement import TOKENIZER, without_limits
 from finetune.steps.tokens.byte_level import bytes_shown
 from finetune.steps.tokens.conversion import NotConvertible, converted
 
-TOKENIZER = "tokenizer.json"
+FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
+"""How an added token is found in text, and whether decoding hides it."""
+
+CONTROL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@\]", re.DOTALL)
+"""Texts that llama.cpp's converter takes for control tokens (`does_token_look_special`)."""
+
+BESIDE = "so"
+"""Text beside a token when it is tested."""
+
 UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 """Scripts, by the beginning of their characters' Unicode names, that put no space before a word."""
 
 
 class InvalidVocabulary(ValueError):
     """The tokenizer cannot be extended; the message says why."""
-
-
-class Collision(ValueError):
-    """A token's text is the tokenizer's internal name of another token."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,8 @@ class Vocabulary:
             raise InvalidVocabulary(str(error)) from error
         except Exception as error:
             raise InvalidVocabulary(f"tokenizer.json cannot be read: {error}") from error
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        vocabulary = cls(tokenizer)
-        vocabulary._complete(_declared(folder))
+        vocabulary = cls(without_limits(tokenizer))
+        vocabulary._complete(_declared(folder, tokenizer))
         return vocabulary
 
     def id_of(self, content: str) -> int | None:
@@ -156,16 +160,15 @@ class Vocabulary:
         spaced = tuple(self.encode(f" {content}"))
         return (spaced, True) if self.tokenizer.decode(list(spaced)).strip() else (bare, False)
 
+    def collisions(self, tokens: Iterable[NewToken]) -> set[str]:
+        """The texts that are the internal name of another token."""
+        return {token.content for token in tokens} & set(self._names.values())
+
     def add(self, tokens: Sequence[NewToken]) -> list[Added]:
         """Add tokens that are not there yet. Their pieces are computed before, or a token's pieces were itself.
 
-        Raises Collision when a token's text is the internal name of another token, InvalidVocabulary when the
-        tokenizer hands out ids that are in use.
+        None may be one of the `collisions`. Raises InvalidVocabulary when the tokenizer hands out ids that are in use.
         """
-        names = set(self._names.values())
-        for token in tokens:
-            if token.content in names:
-                raise Collision(token.content)
         pieces = [self.pieces(token.content) for token in tokens]
         self.tokenizer.add_tokens([_added_token(token) for token in tokens])
         added: list[Added] = []
@@ -194,8 +197,10 @@ class Vocabulary:
     def unfaithful(self, added: Iterable[Added]) -> Iterator[tuple[Added, str]]:
         """Tokens that are not one id, or whose id does not come back as their text, with what comes back.
 
-        Some decoders take a space off the front of a text, so a token is decoded after itself.
+        Some decoders take a space off the front of a text, so a token is decoded after itself; others change what
+        stands beside a token, so it is read and decoded with text before and behind it.
         """
+        beside = self._comes_back(BESIDE)
         for item in added:
             content = item.token.content
             twice = self.tokenizer.decode([item.id, item.id], skip_special_tokens=False)
@@ -203,12 +208,36 @@ class Vocabulary:
                 yield item, self.tokenizer.decode([item.id], skip_special_tokens=False)
             elif self.encode(content) != [item.id]:
                 yield item, " + ".join(map(repr, self.tokenizer.encode(content, add_special_tokens=False).tokens))
+            elif beside:
+                text = f"{BESIDE} {content} {BESIDE}"
+                ids = self.encode(text)
+                back = self.tokenizer.decode(ids, skip_special_tokens=False)
+                # not found there at all: a longer token takes its place
+                if item.id in ids and not _alike_but_for_spaces(back, text):
+                    yield item, back
+
+    def spaced_apart(self, added: Iterable[Added]) -> Iterator[str]:
+        """A sentence if this tokenizer puts spaces beside new tokens where the text has none."""
+        plain = [item for item in added if not (item.token.lstrip or item.token.rstrip or item.token.single_word)]
+        if not plain:
+            return
+        text = f"{BESIDE}{plain[0].token.content}{BESIDE}"
+        back = self.tokenizer.decode(self.encode(text), skip_special_tokens=False)
+        if back != text and _alike_but_for_spaces(back, text):
+            yield (
+                f"this tokenizer begins anew behind a token, as behind the base model's own special ones: {text!r} "
+                f"comes back as {back!r}"
+            )
+
+    def _comes_back(self, text: str) -> bool:
+        return _alike_but_for_spaces(self.tokenizer.decode(self.encode(text)), text)
 
     def _complete(self, declared: dict[int, AddedToken]) -> None:
+        known = self.tokenizer.get_added_tokens_decoder()
         for id_, token in sorted(declared.items()):
-            if self.tokenizer.token_to_id(token.content) == id_:
+            if self.tokenizer.token_to_id(token.content) == id_ and _alike(known.get(id_), token):
                 continue
-            self.tokenizer.add_tokens([token])
+            self.tokenizer.add_tokens([token])  # of one that is there, the flags: transformers lets the settings win
             if self.tokenizer.token_to_id(token.content) != id_:
                 raise InvalidVocabulary(
                     f"the tokenizer's files contradict each other about {token.content!r}: its id is {id_} in "
@@ -217,6 +246,21 @@ class Vocabulary:
             self._names[id_] = token.content
         self.length = max(self._names, default=-1) + 1
         self.size = len(self._names)
+
+
+def _alike_but_for_spaces(one: str, other: str) -> bool:
+    return "".join(one.split()) == "".join(other.split())
+
+
+def hidden_by_servers(added: Iterable[Added]) -> Iterator[str]:
+    """A sentence about ordinary tokens that llama.cpp's converter takes for control tokens, by their shape."""
+    hidden = [item.token.content for item in added if not item.token.special and CONTROL.fullmatch(item.token.content)]
+    if hidden:
+        some = ", ".join(hidden[:4]) + (", ..." if len(hidden) > 4 else "")
+        yield (
+            f"{some}: llama.cpp's converter takes tokens of this shape for control tokens, which servers leave out of "
+            "what they show; write <x> where they are to be seen, or set special"
+        )
 
 
 def _follows_space(content: str) -> bool:
@@ -235,11 +279,16 @@ def _added_token(token: NewToken) -> AddedToken:
     )
 
 
-def _declared(folder: Path) -> dict[int, AddedToken]:
+def _alike(known: AddedToken | None, declared: AddedToken) -> bool:
+    return known is not None and all(getattr(known, flag) == getattr(declared, flag) for flag in FLAGS)
+
+
+def _declared(folder: Path, tokenizer: Tokenizer) -> dict[int, AddedToken]:
     """Tokens that files beside tokenizer.json declare, by id."""
     declared: dict[int, AddedToken] = {}
     for content, id_ in _read(folder / "added_tokens.json").items():
-        declared[int(id_)] = AddedToken(content, normalized=False)
+        if tokenizer.token_to_id(content) != int(id_):
+            declared[int(id_)] = AddedToken(content, normalized=False)
     for id_, token in (_read(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}).items():
         options = {key: value for key, value in token.items() if key not in ("content", "__type")}
         declared[int(id_)] = AddedToken(token["content"], **options)

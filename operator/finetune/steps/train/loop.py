@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from transformers import PrinterCallback, TrainerState, TrainingArguments
 
 from finetune.api.contract import ExitCode, Layout
-from finetune.api.spec import EarlyStopping, Objective, Optimizer, Preference, Schedule, Switch
+from finetune.api.spec import EarlyStopping, Method, Objective, Optimizer, Preference, Schedule, Switch
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.progress import Progress
 from finetune.steps.train.checkpoints.checkpoint import Checkpoint, Checkpoints
@@ -23,15 +24,19 @@ from finetune.steps.train.data.examples import Collator, Examples
 from finetune.steps.train.data.isolation import require_isolated
 from finetune.steps.train.distributed.sharing import sharing_of
 from finetune.steps.train.methods.average import WeightAverage
+from finetune.steps.train.methods.merging import adapted_layers, weights_adapted
 from finetune.steps.train.methods.model import (
-    base_dtype,
     is_adapted,
     loaded,
     model_of,
     new_rows_moved,
+    require_no_bias,
     trained_weights,
     write_weights,
 )
+from finetune.steps.train.methods.neutral import require_neutral
+from finetune.steps.train.methods.targets import beyond_text, in_short, left_out, tensors_in_short
+from finetune.steps.train.methods.whole import require_home, round_as_written, write_whole
 from finetune.steps.train.phase import Phase, PhaseName
 from finetune.steps.train.plan import Plan
 from finetune.steps.train.reporting.attempts import Attempts
@@ -43,6 +48,8 @@ from finetune.steps.train.stop import StopRequest
 from finetune.steps.train.trainer.early_stopping import StopEarly, exhausted
 from finetune.steps.train.trainer.preference import PairCollator, Pairs, PreferenceTrainer, Reference
 from finetune.steps.train.trainer.resumable import ResumableTrainer
+from finetune.steps.weight_names.correspondence import Correspondence, correspondence
+from finetune.steps.workspace.merge_record import write_merge_record
 from finetune.steps.workspace.staging import publish
 from finetune.steps.workspace.training_data import TRAIN, VALIDATION
 
@@ -88,6 +95,8 @@ class Loop:
         asked to stop, after a checkpoint."""
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
+        if self._plan.training.method == Method.FULL:
+            require_home(self._names)
         if self._checkpoint:
             self._resume(self._checkpoint)
         done = self._checkpoint.step if self._checkpoint else 0
@@ -100,6 +109,11 @@ class Loop:
         if not trainer.args.should_save:
             return None
         return publish(self._layout.trained, self._plan.inputs, lambda folder: self._save(trainer, model, folder))
+
+    @cached_property
+    def _names(self) -> Correspondence:
+        """How the base's files and the model in memory belong together."""
+        return correspondence(self._plan.model)
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         then, former = checkpoint.facts, checkpoint.run
@@ -187,6 +201,10 @@ class Loop:
         if parts[TRAIN].packed and training.objective != Objective.PREFERENCE:
             difference = require_isolated(trainer.model, parts[TRAIN], collator)
             log.info("packed examples are isolated: logits differ by %.1g at most", difference)
+        if is_adapted(model):
+            self._require_publishable(model, phase)
+            if inside is None and training.method != Method.QLORA:  # 4-bit layers that were asked in eval stay packed
+                log.info("the adapter begins neutral: %.1g", require_neutral(trainer.model, plan.new_rows))
         trainer.remove_callback(PrinterCallback)
         if rule := self._rule(phase):
             trainer.add_callback(StopEarly(rule))
@@ -203,6 +221,25 @@ class Loop:
             self._facts["device"],
         )
         return trainer
+
+    def _require_publishable(self, model: Any, phase: Phase) -> None:
+        if phase.name != PhaseName.TRAINING:
+            return
+        if self._plan.merges:
+            adapted_layers(model, self._names)
+        elif self._plan.new_rows:
+            require_no_bias(model)
+
+    def _scope(self, model: Any) -> dict[str, list[str]]:
+        """What was trained and what was not, for status and record."""
+        skeleton, scope = self._names.model, {}
+        untouched = list(self._names.not_loaded)
+        if is_adapted(model):
+            adapted = weights_adapted(model)
+            scope = {"adapted": in_short(adapted), "leftOut": in_short(left_out(skeleton, adapted))}
+        else:
+            untouched += beyond_text(skeleton)
+        return {name: lines for name, lines in (scope | {"notTrained": tensors_in_short(untouched)}).items() if lines}
 
     def _arguments(self, phase: Phase, state: Any) -> TrainingArguments:
         plan, training, cuda = self._plan, self._plan.training, self._cuda
@@ -267,24 +304,27 @@ class Loop:
         attempts = Attempts(self._checkpoints.folder, self._plan.inputs)
         said: list[Answer] = []
         history = joined(self._warmup, trainer.phase, trainer.state.log_history)
+        scope = self._scope(model)
         with trainer.average.applied() if trainer.average else nullcontext():
             if is_adapted(model):
                 run["newRowsMoved"] = new_rows_moved(model)
+                write_weights(model, trained_weights(model), folder)
+                if self._plan.merges:
+                    write_merge_record(folder, adapted_layers(model, self._names))
             else:
-                model.to(base_dtype(self._plan.model))
-            write_weights(model, trained_weights(model), folder)
+                round_as_written(model, self._names)
+                write_whole(model, self._names, self._plan.model, folder)
             write_beside_weights(self._plan.model, folder)
-            if not is_adapted(model):
-                model.float()  # the weights as they were just rounded, computed with as before training
             said = self._answers(model)
             write_record(
                 folder, self._plan, trainer.step, history, run, self._facts,
                 attempts=attempts.ended(), samples=self._samples(said),
                 probabilities=chances(model, self._plan.model, self._layout.proof),
+                **scope,
             )  # fmt: skip
         samples = self._plan.training.samples
         unended = endless(said, samples.max_tokens) if samples and as_chat(self._plan.training) else []
-        result = summary(trainer.state, trainer.phase, run, [*attempts.warnings(), *unended])
+        result = summary(trainer.state, trainer.phase, run, [*attempts.warnings(), *unended]) | scope
         return result | ({"checkpoint": newest.status()} if newest else {})
 
     def _answers(self, model: Any) -> list[Answer]:

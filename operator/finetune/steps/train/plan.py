@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import DEVICES, NODES, ExitCode, Layout, StepJob
-from finetune.api.spec import DatasetSource, Method, Schedule, Training
+from finetune.api.spec import DatasetSource, Method, OutputFormat, Schedule, Training
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.train.phase import Phase, PhaseName
 from finetune.steps.workspace.base_model import base_model
@@ -61,6 +61,9 @@ class Plan:
 
     new_rows: tuple[int, ...] = ()
     """The ids of the job's new tokens."""
+
+    merges: bool = True
+    """Whether an adapter is to be merged into the model in the end."""
 
     nodes: int = 1
     """Pods that share the work."""
@@ -119,6 +122,7 @@ class Plan:
                 "training": training.model_dump(mode="json", by_alias=True, include=decisive, exclude_none=True),
             },
             new_rows=new_rows,
+            merges=job.spec.output is None or job.spec.output.format == OutputFormat.MERGED,
             nodes=nodes,
             ends=tuple(token.id for token in read_end_tokens(layout.dataset)),
             parts=read_parts(layout.dataset),

@@ -39,7 +39,9 @@ def identity(job: StepJob, layout: Layout) -> dict[str, Any]:
     """What the base model is, whoever downloaded it: repository and commit, or else the SHA-256 of each file."""
     commit = (published(layout.model) or {}).get("commit")
     if commit and is_commit(commit):
-        return {"uri": job.spec.model.uri, "commit": commit}
+        template = layout.model / "chat_template.jinja"
+        own = {"chatTemplate": template.read_text()} if job.spec.model.chat_template else {}
+        return {"uri": job.spec.model.uri, "commit": commit} | own
     files = {}
     for path in sorted(layout.model.rglob("*")):
         if path.is_file() and path.name != MANIFEST:

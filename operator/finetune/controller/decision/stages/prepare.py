@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.api.contract import Layout, Step, claims_of
+from finetune.api.spec import ConfigMapKey
 from finetune.controller.decision.observed import Object, Observed
 from finetune.controller.decision.stages import pod
 from finetune.controller.decision.stages.attempt import Outcome, judge
@@ -34,6 +35,16 @@ def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dic
     hub, cache = pod.hub_environment(settings), pod.cache_environment(spec)
     fill_cache, read_cache = (pod.cache_mounts(claims, spec, read_only=read_only) for read_only in (False, True))
     further = pod.claim_volumes(claims)
+
+    def mount(wanted: ConfigMapKey, name: str, file: str, mounts: list[dict[str, Any]]) -> None:
+        folder, _, path = file.rpartition("/")
+        items = [{"key": wanted.key, "path": path}]
+        further.append({"name": name, "configMap": {"name": wanted.name, "items": items}})
+        mounts.append({"name": name, "mountPath": folder, "readOnly": True})
+
+    model_mounts = [*pod.claim_mounts(claims, model, read_only=True), *fill_cache]
+    if spec.model.chat_template and spec.model.chat_template.config_map:
+        mount(spec.model.chat_template.config_map, "chat-template", str(Layout().chat_template_file), model_mounts)
     init = [
         pod.container(
             settings,
@@ -41,16 +52,13 @@ def manifest(observed: Observed, settings: pod.PodSettings, attempt: int) -> dic
             resources=resources,
             env={**hub, **cache},
             credentials=secrets,
-            mounts=[*pod.claim_mounts(claims, model, read_only=True), *fill_cache],
+            mounts=model_mounts,
         )
     ]
     if spec.tokens:
         mounts = [*pod.claim_mounts(claims, tokens, read_only=True), *fill_cache]
         if source and source.config_map:
-            file = Layout().tokens_file
-            items = [{"key": source.config_map.key, "path": file.name}]
-            further.append({"name": "tokens", "configMap": {"name": source.config_map.name, "items": items}})
-            mounts.append({"name": "tokens", "mountPath": str(file.parent), "readOnly": True})
+            mount(source.config_map, "tokens", str(Layout().tokens_file), mounts)
         # Its own image knows the usual architectures; transformers, whose image reload needs anyway, knows the others.
         init.append(
             pod.container(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from finetune.api.contract import ExitCode, Layout
 from finetune.api.spec import DatasetSource, TokenSource
-from finetune.steps.rows.formats import Completion, Conversation, Example, MalformedRow, PlainText, recognised
+from finetune.steps.rows.formats import Completion, Conversation, Example, PlainText, recognised
+from finetune.steps.rows.messages import MalformedRow
 from finetune.steps.rows.sources import opened, prepare_environment
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.tokens.learn.watch import Watch
@@ -59,4 +60,4 @@ def text_of(example: Example) -> str:
         case Completion(prompt, completion):
             return prompt + completion
         case Conversation(messages):
-            return "\n".join(message.content for message in messages)
+            return "\n".join(message.text for message in messages)

@@ -22,6 +22,7 @@ from finetune.api.spec import LoRA, Method
 from finetune.steps.model_files.adapter import ADAPTER_WEIGHTS
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.train.checkpoints.checkpoint import Checkpoint
+from finetune.steps.train.methods.targets import all_linear, is_all_that_peft_takes
 from finetune.steps.train.phase import Phase, PhaseName
 from finetune.steps.train.plan import Plan
 
@@ -44,19 +45,52 @@ def model_of(plan: Plan, phase: Phase, checkpoint: Checkpoint | None, sharing: M
 
     base = _frozen(plan)
     if checkpoint is not None and inside:
-        return PeftModel.from_pretrained(base, checkpoint.folder, is_trainable=True)
+        return with_bias(PeftModel.from_pretrained(base, checkpoint.folder, is_trainable=True))
     if checkpoint is not None:
         base = _with_rows(base, checkpoint)
     set_seed(plan.training.seed)
+    config = _adapter(base, plan, phase)
     try:
-        return get_peft_model(base, _adapter(base, plan, phase))
-    except ValueError as error:
+        return with_bias(get_peft_model(base, config))
+    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        experts = getattr(config, "target_parameters", None) and config.lora_dropout
         raise StepFailure(
             ExitCode.BAD_CONFIGURATION,
             "LoRANotPossible",
             f"spec.training.lora: {error}",
-            "Name modules of this model in spec.training.lora.targets, or leave it out for all linear layers.",
+            "Set spec.training.lora.dropout: 0, which experts need, or name modules without experts in "
+            "spec.training.lora.targets."
+            if experts
+            else "Name modules of this model in spec.training.lora.targets, or leave it out for all linear layers.",
         ) from error
+
+
+def with_bias(model: Any) -> Any:
+    """The model, the bias of its head included: peft's layer for trained rows computes without it (0.21)."""
+    for _, layer in _token_layers(model):
+        if getattr(layer.get_base_layer(), "bias", None) is not None:
+            layer.register_forward_hook(_add_bias)
+    return model
+
+
+def require_no_bias(model: Any) -> None:
+    """Raise StepFailure where an adapter with new rows would compute otherwise when peft loads it than it did here."""
+    for name, layer in _token_layers(model):
+        if getattr(layer.get_base_layer(), "bias", None) is not None:
+            raise StepFailure(
+                ExitCode.BAD_CONFIGURATION,
+                "AdapterWithoutBias",
+                f"spec.output.format: Adapter, but {name.rpartition('base_model.model.')[2]} has a bias, which peft "
+                "leaves out of a layer with trained rows",
+                "Use format Merged; or train an adapter without spec.tokens.",
+            )
+
+
+def _add_bias(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+    if layer.disable_adapters or layer.merged or not layer.active_adapters:
+        return None  # the base layer computed it
+    bias: torch.Tensor = layer.get_base_layer().bias
+    return output + bias
 
 
 def trained_weights(model: Any) -> dict[str, torch.Tensor]:
@@ -106,11 +140,17 @@ def new_rows_moved(model: Any) -> dict[str, int]:
 
 def _row_layers(model: Any) -> Iterator[tuple[str, Any]]:
     """peft's layers that hold new rows, the embedding's first; a tied head shares the embedding's and is left out."""
+    for name, module in _token_layers(model):
+        if module.tied_adapter is None:
+            yield name.removesuffix(".token_adapter"), module
+
+
+def _token_layers(model: Any) -> Iterator[tuple[str, Any]]:
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
     for name, module in model.named_modules():
-        if isinstance(module, TrainableTokensLayer) and module.tied_adapter is None:
-            yield name.removesuffix(".token_adapter"), module
+        if isinstance(module, TrainableTokensLayer):
+            yield name, module
 
 
 def _weight(module: Any) -> Any:
@@ -135,11 +175,13 @@ def _adapter(model: Any, plan: Plan, phase: Phase) -> Any:
     if phase.name == PhaseName.EMBEDDING_WARMUP:
         return TrainableTokensConfig(token_indices=rows, target_modules=modules, task_type=TaskType.CAUSAL_LM)
     settings = plan.training.lora or LoRA()
+    targets, experts = (settings.targets, []) if settings.targets else all_linear(model)
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=settings.targets or ALL_LINEAR,
+        target_modules=ALL_LINEAR if not experts and is_all_that_peft_takes(model, targets) else targets,
+        target_parameters=experts or None,
         # a bare list would leave the rows of a head of its own untrained
         trainable_token_indices=dict.fromkeys(modules, rows) if rows else None,
         task_type=TaskType.CAUSAL_LM,

@@ -33,9 +33,11 @@ def write_beside_weights(base: Path, folder: Path) -> None:
     The architecture did not change, so configuration, tokenizer and chat template are the base's own files, byte for
     byte: nothing that this version of transformers would write differently gets in.
     """
-    for path in base.iterdir():
-        if path.is_file() and not any(path.match(pattern) for pattern in NOT_COPIED):
-            shutil.copyfile(path, folder / path.name)
+    for path in sorted(base.rglob("*")):
+        inner = path.relative_to(base)
+        if path.is_file() and not inner.parts[0].startswith(".") and not any(map(path.match, NOT_COPIED)):
+            (folder / inner).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / inner)
 
 
 def summary(state: Any, phase: Phase, run: dict[str, Any], warnings: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""Tiny random checkpoints with the tensors that published ones have besides what transformers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from tests.models import write_tokenizer
+from tests.unit.steps.families import SMALL, VOCABULARY, edit_tensors
+
+LINEAR = {
+    "linear_num_value_heads": 2,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+QWEN_VISION = {
+    "depth": 1,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "patch_size": 14,
+    "num_position_embeddings": 16,
+}
+MIXTURE = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "tie_word_embeddings": False,
+}
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 16}
+PREDICTING: dict[str, tuple[dict[str, Any], str, str]] = {
+    "glm4_moe": (MIXTURE | {"num_nextn_predict_layers": 1}, "model.layers.1.", "model.layers.2."),
+    "deepseek_v3": (
+        MIXTURE | LATENT | {"num_nextn_predict_layers": 1, "num_key_value_heads": 4, "head_dim": 8},
+        "model.layers.1.",
+        "model.layers.2.",
+    ),
+    "qwen3_5": (
+        {
+            "vision_config": QWEN_VISION,
+            "text_config": SMALL
+            | LINEAR
+            | {"layer_types": ["linear_attention", "full_attention"], "mtp_num_hidden_layers": 1},
+        },
+        "model.language_model.layers.1.",
+        "mtp.layers.0.",
+    ),
+}
+"""Configuration, and the layer whose copy stands for the one that predicts a further token."""
+
+
+def with_prediction_layer(folder: Path, family: str, *, copies: bool = False) -> Path:
+    """A checkpoint of a family that publishes a layer more than transformers loads; with `copies` of embedding and head
+    in it, as DeepSeek-V3 and GLM-4.5 have."""
+    own, layer, further = PREDICTING[family]
+    torch.manual_seed(0)
+    nested = "text_config" in own
+    if nested:
+        own = own | {"text_config": own["text_config"] | {"vocab_size": VOCABULARY}}
+    config = AutoConfig.for_model(family, **({} if nested else SMALL | {"vocab_size": VOCABULARY}) | own)
+    whole = AutoModelForImageTextToText if nested else AutoModelForCausalLM
+    whole.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    write_tokenizer(folder, VOCABULARY)
+
+    def add(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        further_ones = {
+            name.replace(layer, further): value.clone() for name, value in held.items() if name.startswith(layer)
+        }
+        further_ones[f"{further}enorm.weight"] = torch.ones(64, dtype=torch.bfloat16)
+        if copies:
+            further_ones[f"{further}embed_tokens.weight"] = held["model.embed_tokens.weight"].clone()
+            further_ones[f"{further}shared_head.head.weight"] = held["lm_head.weight"].clone()
+        return held | further_ones
+
+    edit_tensors(folder, add)
+    return folder

@@ -1,0 +1,130 @@
+"""The chat templates of vendors, as trl ships them: what of each kind of conversation is learned.
+
+`golden/chat_templates.txt` is the table, to be read by people. FINETUNE_WRITE_GOLDEN=1 writes it anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from finetune.steps.dataset.chat import ChatRenderer
+from finetune.steps.rows.formats import recognised
+from finetune.steps.rows.messages import MalformedRow
+
+GOLDEN = Path(__file__).parent / "golden" / "chat_templates.txt"
+TEMPLATES = {
+    path.name.removesuffix(".jinja"): path.read_text()
+    for path in sorted((files("trl") / "chat_templates").iterdir(), key=lambda path: path.name)
+    if path.name.endswith(".jinja")
+}
+NOT_SPECIAL = re.compile(r"</?(think|tool_call|tools|tool_response|arg_key|arg_value|function|parameter|IMPORTANT)\b")
+"""Markers that the vendors' tokenizers have, if at all, as tokens that are not special."""
+
+
+def tokenizer(template: str) -> Any:
+    """A tokenizer that knows the special tokens of a template."""
+    markers = re.findall(
+        r"<[|｜][^<>\n'\"{}]*?[|｜]>|<[a-z_]+_of_[a-z_]+>|<\|?[a-z_]+\|?>|</?s>|\[/?INST\]|\[gMASK\]", template
+    )
+    special = sorted({marker for marker in markers if not NOT_SPECIAL.match(marker)} - {"<image>"})
+    eos = next((name for name in ENDS if name in special), "</s>")
+    backend = Tokenizer(models.WordLevel({"<unk>": 0}, "<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens([AddedToken(each, special=True, normalized=False) for each in special])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token=eos, unk_token="<unk>", chat_template=template
+    )
+
+
+ENDS = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<｜end▁of▁sentence｜>",
+)
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str | None, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **more}
+
+
+CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "Its name."}}},
+    },
+}
+CONVERSATIONS: dict[str, dict[str, Any]] = {
+    "one answer": {"messages": [user("Why?"), assistant("Air.")]},
+    "two answers": {"messages": [user("Why?"), assistant("Air."), user("How?"), assistant("Waves.")]},
+    "system": {"messages": [{"role": "system", "content": "Be kind."}, user("Why?"), assistant("Air.")]},
+    "white space": {"messages": [user(" Why?\n"), assistant(" Air.\n"), user("How?"), assistant("\n Waves. ")]},
+    "thoughts": {
+        "messages": [
+            user("Why?"),
+            assistant("Air.", reasoning_content="first thought"),
+            user("How?"),
+            assistant("Waves.", reasoning_content="second thought"),
+        ]
+    },
+    "thought in content": {"messages": [user("Why?"), assistant("<think>\na thought\n</think>\n\nAir.")]},
+    "tools": {
+        "messages": [
+            user("Weather?"),
+            assistant(None, tool_calls=[CALL]),
+            {"role": "tool", "name": "weather", "tool_call_id": "abcdefghi", "content": "clear sky"},
+            assistant("It is clear."),
+        ],
+        "tools": [TOOL],
+    },
+    "call at the end": {"messages": [user("Weather?"), assistant(None, tool_calls=[CALL])], "tools": [TOOL]},
+    "assistant first": {"messages": [assistant("Welcome."), user("Who?"), assistant("A wizard.")]},
+    "two in a row": {"messages": [user("Why?"), assistant("Air."), assistant("And waves.")]},
+}
+
+
+def learned(renderer: ChatRenderer, row: dict[str, Any]) -> str:
+    """The learned texts, or the refusal, in a line."""
+    conversation = recognised(list(row), "spec.dataset.sources[0]").read(row)
+    try:
+        rendered = renderer.render(conversation)
+    except MalformedRow as refusal:
+        return f"refused: {refusal}"[:160]
+    texts = [rendered.text[start:end] for start, end in rendered.learned]
+    told = ", ".join(f"{count} {reason}" for reason, count in sorted(rendered.turns.items()))
+    return f"{texts!r}" + (f"  ({told})" if told else "")
+
+
+def table() -> dict[str, str]:
+    """A paragraph for each template."""
+    paragraphs = {}
+    for name, template in TEMPLATES.items():
+        renderer = ChatRenderer(tokenizer(template), datetime(2026, 2, 3, tzinfo=UTC))
+        lines = [f"  {kind:18} {learned(renderer, row)}" for kind, row in CONVERSATIONS.items()]
+        paragraphs[name] = "\n".join([name, *lines])
+    return paragraphs
+
+
+def test_what_is_learned_with_every_vendors_template_is_what_people_have_read() -> None:
+    found = table()
+    if os.environ.get("FINETUNE_WRITE_GOLDEN"):
+        GOLDEN.write_text("\n\n".join(found.values()) + "\n")
+    expected = dict(zip(found, GOLDEN.read_text().rstrip("\n").split("\n\n"), strict=True))
+    assert found == expected
