@@ -325,6 +325,8 @@ def test_nothing_but_the_dataset_stays(workshop: Workshop) -> None:
     assert {path.name for path in workshop.layout.dataset.iterdir()} == {
         "train",
         "validation",
+        "end_tokens.json",
+        "parts.json",
         "finetune-manifest.json",
     }
 
