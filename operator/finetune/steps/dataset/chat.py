@@ -29,10 +29,14 @@ from finetune.steps.dataset.frames import Frames, common_length
 from finetune.steps.dataset.said import CLOSE, OPEN, answers_of, marked, shows, thoughts_of
 from finetune.steps.dataset.span import Span
 from finetune.steps.rows.formats import Conversation
-from finetune.steps.rows.messages import MalformedRow, Message
+from finetune.steps.rows.messages import THOUGHTS, MalformedRow, Message
 from finetune.steps.runtime.failure import StepFailure
 
 REMEDY = "Give spec.model.chatTemplate a template that shows it, or take it out of the rows."
+
+
+SAID = ("tool_calls", *THOUGHTS)
+"""Fields beside the content that the assistant has to have said."""
 
 
 class Told(StrEnum):
@@ -165,7 +169,7 @@ class _Locator:
             and len(turns) % 2 == 0
             and all(
                 message.role == ("user", "assistant")[place % 2]
-                and not message.more
+                and not any(name in SAID or self.template.names(name) for name in message.more)
                 and isinstance(message.content, str)
                 and "think>" not in message.content
                 for place, message in enumerate(turns)
@@ -278,11 +282,11 @@ class _Turn:
         if index:
             try:
                 before = self._render(self._messages[:index], prompt=True)
+                if text.startswith(before, 0, first):
+                    return self._behind_header(headers, len(before), first)
                 unasked = self._render(self._messages[:index])
             except MalformedRow:
                 before = unasked = ""
-            if before and text.startswith(before) and len(before) <= first:
-                return self._behind_header(headers, len(before), first)
             headers = [header for header in (before[common_length(before, unasked) :], *headers) if header]
             floor = self._own(index - 1, self._messages, text)[1] if self._messages[index - 1].text else 0
         for header in headers:
@@ -314,11 +318,13 @@ class _Turn:
         """After the marker that ends the turn: of what follows its own texts and belongs to it, the known end, else the
         last special token; else the next turn's opening, where that is what stops the model."""
         index, text, special, frames = self._index, self.text, self._locator.special, self._locator.frames
+        ends = frames.ends if frames else ()
+        if at_once := [end for end in ends if end and text.startswith(end, last)]:
+            return last + len(at_once[0])
         messages = self._messages[: index + 1]
         alone = text if len(messages) == len(self._messages) else self._render(messages)
         tail = alone[last if alone is text else self._own(index, messages, alone)[1] :]
         limit = last + common_length(text[last:], tail)
-        ends = frames.ends if frames else ()
         if known := [at + len(end) for end in ends if end and (at := text.find(end, last, limit)) >= 0]:
             return min(known)
         by_next = frames is not None and frames.ends_by_next
@@ -332,13 +338,9 @@ class _Turn:
         if limit == len(text) and (marker := self._opening_of_next()):
             self.text += marker
             return len(self.text)
-        stripped = len(text[:limit].rstrip())
-        if stripped > last:
-            return stripped
-        if limit > last:
-            return limit
-        self.told.append(Told.NO_END)
-        return max(last, start)
+        if frames or limit == last:
+            self.told.append(Told.NO_END)
+        return max(len(text[:limit].rstrip()), last, start)
 
     def _opening_of_next(self) -> str:
         """What stops the model after the last turn, where the template writes no end there."""
