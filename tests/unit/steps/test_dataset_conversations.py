@@ -164,6 +164,12 @@ def test_a_turn_that_is_marked_as_not_to_be_learned_carries_no_loss(workshop: Wo
     assert result["turnsBy"] == {"MarkedNotToLearn": 1}
 
 
+def test_a_mark_that_pretraining_could_not_heed_is_refused(workshop: Workshop) -> None:
+    row = {"messages": [said("user", "Why?"), said("assistant", "WRONG", weight=0)]}
+    failure = refusal(workshop, row, training={"maxSteps": 2, "objective": "Pretraining"})
+    assert "turn 2 is marked as not to be learned" in failure.error.message
+
+
 def test_a_weight_between_is_refused(workshop: Workshop) -> None:
     failure = refusal(workshop, {"messages": [said("user", "Why?"), said("assistant", "Air.", weight=0.5)]})
     assert "messages[1].weight is 0.5" in failure.error.message

@@ -127,6 +127,12 @@ class _Locator:
 
     def whole(self, conversation: Conversation) -> Rendered:
         """The text; whatever a row says must be in it."""
+        if marks := [index for index, message in enumerate(conversation.messages) if not message.learned]:
+            error = MalformedRow(
+                f"turn {marks[0] + 1} is marked as not to be learned, and Pretraining learns everything"
+            )
+            error.hint = "Use objective Supervised, or remove weight, train and loss from the rows."
+            raise error
         text = self._text(conversation)
         return Rendered(text, [(0, len(text))], self._checked(conversation, text, {}))
 
