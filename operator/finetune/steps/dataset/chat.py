@@ -26,17 +26,13 @@ from typing import Any
 from finetune.api.contract import ExitCode
 from finetune.steps.dataset.chat_template import ChatTemplate
 from finetune.steps.dataset.frames import Frames, common_length
-from finetune.steps.dataset.said import CLOSE, OPEN, answers_of, marked, shows, thoughts_of
+from finetune.steps.dataset.said import SAID, SIGNS, answers_of, marked, shows, thoughts_of
 from finetune.steps.dataset.span import Span
 from finetune.steps.rows.formats import Conversation
-from finetune.steps.rows.messages import THOUGHTS, MalformedRow, Message
+from finetune.steps.rows.messages import MalformedRow, Message
 from finetune.steps.runtime.failure import StepFailure
 
 REMEDY = "Give spec.model.chatTemplate a template that shows it, or take it out of the rows."
-
-
-SAID = ("tool_calls", *THOUGHTS)
-"""Fields beside the content that the assistant has to have said."""
 
 
 class Told(StrEnum):
@@ -233,8 +229,9 @@ class _Locator:
             region = text if spans is None else "".join(text[start:end] for start, end in spans)
             for said in answers_of(message):
                 if not shows(region, said):
+                    how = "does not mark as generated" if shows(text, said) else "leaves out"
                     raise NotShown(
-                        f"turn {index + 1}: the chat template leaves out what the {message.role} says: {_short(said)}"
+                        f"turn {index + 1}: the chat template {how} what the {message.role} says: {_short(said)}"
                     )
             if message.role != "assistant" or all(shows(region, thought) for thought in thoughts_of(message)):
                 continue
@@ -255,6 +252,10 @@ class _Turn:
         self._messages = conversation.messages
         self.text = text
         self.told: list[Told] = []
+        unused = [sign for sign in SIGNS if sign not in text]
+        if not unused:
+            raise NotShown("the text holds too many characters for private use to find the turns by one")
+        self._sign = unused[0]
         first, last = self._own(index, self._messages, text)
         start = self._start(first)
         self.span = (start, self._end(last, start))
@@ -265,12 +266,8 @@ class _Turn:
 
     def _own(self, index: int, messages: Sequence[Message], text: str) -> Span:
         """Where the first of a turn's own texts begins, and where the last one ends."""
-        if OPEN in text or CLOSE in text:
-            raise NotShown(
-                f"turn {self._index + 1} cannot be told from the rest: the text holds characters for private use"
-            )
         for names in (False, True):
-            turn = marked(messages[index], names=names)
+            turn = marked(messages[index], self._sign, names=names)
             other = self._render([*messages[:index], turn, *messages[index + 1 :]])
             if other != text:
                 break
