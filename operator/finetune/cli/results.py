@@ -74,6 +74,10 @@ def _dataset(result: Result) -> list[str]:
         words.append(f"{empty:,} empty answers")
     if result.get("endTokens") == []:
         words.append("nothing teaches where to stop")
+    if turns := result.get("turnsBy"):
+        words.append("turns: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(turns.items())))
+    if fields := result.get("unusedFields"):
+        words.append(f"not used: {'; '.join(fields[:4])}{' …' if len(fields) > 4 else ''}")
     if unused := result.get("unusedTokens"):
         words.append(f"never occur: {' '.join(unused[:4])}{' …' if len(unused) > 4 else ''}")
     return words

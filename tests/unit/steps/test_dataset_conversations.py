@@ -164,6 +164,12 @@ def test_a_turn_that_is_marked_as_not_to_be_learned_carries_no_loss(workshop: Wo
     assert result["turnsBy"] == {"MarkedNotToLearn": 1}
 
 
+def test_a_mark_that_pretraining_could_not_heed_is_refused(workshop: Workshop) -> None:
+    row = {"messages": [said("user", "Why?"), said("assistant", "WRONG", weight=0)]}
+    failure = refusal(workshop, row, training={"maxSteps": 2, "objective": "Pretraining"})
+    assert "turn 2 is marked as not to be learned" in failure.error.message
+
+
 def test_a_weight_between_is_refused(workshop: Workshop) -> None:
     failure = refusal(workshop, {"messages": [said("user", "Why?"), said("assistant", "Air.", weight=0.5)]})
     assert "messages[1].weight is 0.5" in failure.error.message
@@ -264,3 +270,30 @@ def test_a_template_or_format_that_pairs_have_no_use_for_is_refused(workshop: Wo
     failure = refusal(workshop, row, source=source, **PREFERENCE)
     assert (failure.error.reason, failure.code) == ("NotForPairs", ExitCode.BAD_CONFIGURATION)
     load(workshop, row, **PREFERENCE)
+
+
+def test_a_beginning_that_the_template_would_spoil_is_not_what_is_left_of_a_long_conversation(
+    workshop: Workshop,
+) -> None:
+    thought = "<think>\nhm\n</think>\n\nBecause air."
+    row = {"messages": [said("user", "Why?"), said("assistant", thought), said("user", "How? " * 99), *LAST[1:]]}
+    rows = [{"messages": LAST}, row]
+    learned, result = load(workshop, rows, vendor("deepseek_r1_distill"), dataset={"maxLength": 64})
+    assert len(learned) == 1
+    assert result["droppedBy"] == {"TooLong": 1}
+
+
+@pytest.mark.parametrize("text", ["Air \ue0f0\ue0f1.", "", "Air."])
+def test_any_text_can_be_found_beside_further_fields(workshop: Workshop, text: str) -> None:
+    row = {"messages": [said("user", "Why?"), said("assistant", text, role_name="role"), *LAST]}
+    template = (workshop.layout.model / "chat_template.jinja").read_text().replace("message['role']", "message.role")
+    learned, _ = load(workshop, row, template + "{# role_name #}")
+    assert learned == [[f"{text}<|im_end|>", "By waves.<|im_end|>"]]
+
+
+def test_contents_that_are_texts_here_and_parts_there_are_read_row_by_row(workshop: Workshop) -> None:
+    rows = [
+        {"messages": [said("user", "Why?"), said("assistant", [{"type": "text", "text": "Air."}])]},
+        {"messages": [said("user", "Why?"), said("assistant", "Air.")], "tools": None},
+    ]
+    assert load(workshop, rows)[0] == [["Air.<|im_end|>"]] * 2

@@ -8,16 +8,20 @@ from __future__ import annotations
 import os
 import re
 from datetime import UTC, datetime
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from finetune.steps.dataset.chat import ChatRenderer
-from finetune.steps.rows.formats import recognised
-from finetune.steps.rows.messages import MalformedRow
+from finetune.steps.rows.formats import Conversation, recognised
+from finetune.steps.rows.messages import MalformedRow, Message
 
 GOLDEN = Path(__file__).parent / "golden" / "chat_templates.txt"
 TEMPLATES = {
@@ -128,3 +132,28 @@ def test_what_is_learned_with_every_vendors_template_is_what_people_have_read() 
         GOLDEN.write_text("\n\n".join(found.values()) + "\n")
     expected = dict(zip(found, GOLDEN.read_text().rstrip("\n").split("\n\n"), strict=True))
     assert found == expected
+
+
+PIECES = ["a", "Why", " ", "\n", ".", "<|im_end|>", "<think>", "é", "user", "Air"]
+TEXTS = st.lists(st.sampled_from(PIECES), max_size=4).map("".join)
+
+
+@given(name=st.sampled_from(sorted(TEMPLATES)), contents=st.lists(TEXTS, min_size=2, max_size=6))
+@settings(max_examples=250, deadline=None)
+def test_one_rendering_and_the_comparison_of_several_find_the_same_places(name: str, contents: list[str]) -> None:
+    renderer = renderers()[name]
+    contents = contents[: len(contents) // 2 * 2]
+    turns = [Message(("user", "assistant")[place % 2], text) for place, text in enumerate(contents)]
+    conversation = Conversation(tuple(turns))
+    locator = renderer._plain
+    quick = locator._as_framed(conversation, locator._text(conversation))
+    if quick is None:
+        return
+    with patch.object(type(locator), "_as_framed", return_value=None):
+        assert renderer.render(conversation).learned == quick.learned
+
+
+@cache
+def renderers() -> dict[str, ChatRenderer]:
+    created = datetime(2026, 2, 3, tzinfo=UTC)
+    return {name: ChatRenderer(tokenizer(template), created) for name, template in TEMPLATES.items()}

@@ -66,6 +66,10 @@ def _load_dataset(status: FineTuneJobStatus) -> Iterator[str]:
         yield from [f"packed into {dataset.packed_rows:,} rows"] if dataset.packed_rows is not None else []
         yield from [f"{dataset.truncated:,} truncated{_reasons(dataset.truncated_by)}"] if dataset.truncated else []
         yield from [f"{dataset.dropped:,} dropped{_reasons(dataset.dropped_by)}"] if dataset.dropped else []
+        if dataset.turns_by:
+            yield f"turns of the assistant{_reasons(dataset.turns_by)}"
+        if dataset.unused_fields:
+            yield f"not used: {'; '.join(dataset.unused_fields)}"
         if dataset.unused_tokens:
             yield f"warning: never in the data and so untrained: {' '.join(dataset.unused_tokens)}"
 

@@ -26,7 +26,7 @@ from typing import Any
 from finetune.api.contract import ExitCode
 from finetune.steps.dataset.chat_template import ChatTemplate
 from finetune.steps.dataset.frames import Frames, common_length
-from finetune.steps.dataset.said import CLOSE, OPEN, answers_of, marked, shows, thoughts_of
+from finetune.steps.dataset.said import SAID, SIGNS, answers_of, marked, shows, thoughts_of
 from finetune.steps.dataset.span import Span
 from finetune.steps.rows.formats import Conversation
 from finetune.steps.rows.messages import MalformedRow, Message
@@ -123,6 +123,12 @@ class _Locator:
 
     def whole(self, conversation: Conversation) -> Rendered:
         """The text; whatever a row says must be in it."""
+        if marks := [index for index, message in enumerate(conversation.messages) if not message.learned]:
+            error = MalformedRow(
+                f"turn {marks[0] + 1} is marked as not to be learned, and Pretraining learns everything"
+            )
+            error.hint = "Use objective Supervised, or remove weight, train and loss from the rows."
+            raise error
         text = self._text(conversation)
         return Rendered(text, [(0, len(text))], self._checked(conversation, text, {}))
 
@@ -165,7 +171,7 @@ class _Locator:
             and len(turns) % 2 == 0
             and all(
                 message.role == ("user", "assistant")[place % 2]
-                and not message.more
+                and not any(name in SAID or self.template.names(name) for name in message.more)
                 and isinstance(message.content, str)
                 and "think>" not in message.content
                 for place, message in enumerate(turns)
@@ -223,8 +229,9 @@ class _Locator:
             region = text if spans is None else "".join(text[start:end] for start, end in spans)
             for said in answers_of(message):
                 if not shows(region, said):
+                    how = "does not mark as generated" if shows(text, said) else "leaves out"
                     raise NotShown(
-                        f"turn {index + 1}: the chat template leaves out what the {message.role} says: {_short(said)}"
+                        f"turn {index + 1}: the chat template {how} what the {message.role} says: {_short(said)}"
                     )
             if message.role != "assistant" or all(shows(region, thought) for thought in thoughts_of(message)):
                 continue
@@ -245,6 +252,10 @@ class _Turn:
         self._messages = conversation.messages
         self.text = text
         self.told: list[Told] = []
+        unused = [sign for sign in SIGNS if sign not in text]
+        if not unused:
+            raise NotShown("the text holds too many characters for private use to find the turns by one")
+        self._sign = unused[0]
         first, last = self._own(index, self._messages, text)
         start = self._start(first)
         self.span = (start, self._end(last, start))
@@ -255,12 +266,8 @@ class _Turn:
 
     def _own(self, index: int, messages: Sequence[Message], text: str) -> Span:
         """Where the first of a turn's own texts begins, and where the last one ends."""
-        if OPEN in text or CLOSE in text:
-            raise NotShown(
-                f"turn {self._index + 1} cannot be told from the rest: the text holds characters for private use"
-            )
         for names in (False, True):
-            turn = marked(messages[index], names=names)
+            turn = marked(messages[index], self._sign, names=names)
             other = self._render([*messages[:index], turn, *messages[index + 1 :]])
             if other != text:
                 break
@@ -278,11 +285,11 @@ class _Turn:
         if index:
             try:
                 before = self._render(self._messages[:index], prompt=True)
+                if text.startswith(before, 0, first):
+                    return self._behind_header(headers, len(before), first)
                 unasked = self._render(self._messages[:index])
             except MalformedRow:
                 before = unasked = ""
-            if before and text.startswith(before) and len(before) <= first:
-                return self._behind_header(headers, len(before), first)
             headers = [header for header in (before[common_length(before, unasked) :], *headers) if header]
             floor = self._own(index - 1, self._messages, text)[1] if self._messages[index - 1].text else 0
         for header in headers:
@@ -314,11 +321,13 @@ class _Turn:
         """After the marker that ends the turn: of what follows its own texts and belongs to it, the known end, else the
         last special token; else the next turn's opening, where that is what stops the model."""
         index, text, special, frames = self._index, self.text, self._locator.special, self._locator.frames
+        ends = frames.ends if frames else ()
+        if at_once := [end for end in ends if end and text.startswith(end, last)]:
+            return last + len(at_once[0])
         messages = self._messages[: index + 1]
         alone = text if len(messages) == len(self._messages) else self._render(messages)
         tail = alone[last if alone is text else self._own(index, messages, alone)[1] :]
         limit = last + common_length(text[last:], tail)
-        ends = frames.ends if frames else ()
         if known := [at + len(end) for end in ends if end and (at := text.find(end, last, limit)) >= 0]:
             return min(known)
         by_next = frames is not None and frames.ends_by_next
@@ -332,13 +341,9 @@ class _Turn:
         if limit == len(text) and (marker := self._opening_of_next()):
             self.text += marker
             return len(self.text)
-        stripped = len(text[:limit].rstrip())
-        if stripped > last:
-            return stripped
-        if limit > last:
-            return limit
-        self.told.append(Told.NO_END)
-        return max(last, start)
+        if frames or limit == last:
+            self.told.append(Told.NO_END)
+        return max(len(text[:limit].rstrip()), last, start)
 
     def _opening_of_next(self) -> str:
         """What stops the model after the last turn, where the template writes no end there."""

@@ -30,13 +30,16 @@ class ChatTemplate:
         """`constants` are the special tokens; `created` is what the template prints as today."""
         self.source = source
         self.marks_generation = bool(_GENERATION.search(source))
+        self._named: dict[str, bool] = {}
         self._compiled = _compiled(source, created)
         self._constants = {**constants, "tools": None, "documents": None}
 
     def names(self, field: str) -> bool:
         """Whether the template reads a field of that name."""
-        names = (field, *THOUGHTS) if field in THOUGHTS else (field,)
-        return any(re.search(rf"\b{re.escape(name)}\b", self.source) for name in names)
+        if field not in self._named:
+            names = THOUGHTS if field in THOUGHTS else (field,)
+            self._named[field] = any(re.search(rf"\b{re.escape(name)}\b", self.source) for name in names)
+        return self._named[field]
 
     def render(
         self,

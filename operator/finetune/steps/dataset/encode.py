@@ -257,18 +257,23 @@ class Encoder:
                 if message.role == "assistant" and index >= example.learned_from
             ]
 
-        def draft(end: int) -> _Draft:
-            return self._draft(replace(example, messages=example.messages[:end]))
+        def beginning(end: int) -> tuple[Encoded, _Draft] | None:
+            """None where the chat template does not take so much of it."""
+            try:
+                draft = self._draft(replace(example, messages=example.messages[:end]))
+            except MalformedRow:
+                return None
+            return self._example(row, draft, self._tokenised([draft])[0], 0), draft
 
-        def beginning(draft: _Draft) -> Encoded:
-            return self._example(row, draft, self._tokenised([draft])[0], 0)
+        def length(end: int) -> int:
+            found = beginning(end)
+            return len(found[0].ids) if found else 0
 
-        fitting = bisect_right(ends, self.max_length, key=lambda end: len(beginning(draft(end)).ids))
-        if not fitting:
-            return []
-        chosen = draft(ends[fitting - 1])
-        self.counts.turns += chosen.turns
-        return [beginning(chosen)]
+        for end in reversed(ends[: bisect_right(ends, self.max_length, key=length)]):
+            if (found := beginning(end)) and len(found[0].ids) <= self.max_length:
+                self.counts.turns += found[1].turns
+                return [found[0]]
+        return []
 
 
 def _texts(example: Example) -> tuple[str, str]:

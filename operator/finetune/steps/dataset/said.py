@@ -13,15 +13,18 @@ from typing import Any
 
 from finetune.steps.rows.messages import THOUGHTS, Message
 
-OPEN, CLOSE = "\ue0f0", "\ue0f1"
-"""Characters for private use: texts put between them change where the template writes them, and nowhere else."""
+SIGNS = tuple(map(chr, (0xE0F0, 0xE0F1, 0xF8D0, 0xF0F00, 0x10F0F0, 0x10FFFD)))
+"""Characters for private use: texts put between two of one change where the template writes them, and nowhere else."""
+
+SAID = ("tool_calls", *THOUGHTS)
+"""Fields beside the content that the assistant has to have said."""
 
 _BLOCK = re.compile(r"(</?think>)")
 
 
 def thoughts_of(message: Message) -> list[str]:
     """What the assistant thought, in a field of its own or in a block at the beginning of the content."""
-    fields = [message.more[name] for name in THOUGHTS if isinstance(message.more.get(name), str)]
+    fields = [message.more[name] for name in THOUGHTS if name in message.more]
     before, closed, _ = message.text.rpartition("</think>")
     return fields[:1] + ([before.replace("<think>", "").replace("</think>", "")] if closed else [])
 
@@ -55,43 +58,43 @@ def shows(region: str, text: str) -> bool:
     return False
 
 
-def marked(message: Message, *, names: bool = False) -> Message:
-    """The message with `OPEN` and `CLOSE` round every text of its own; round the names of functions only with `names`,
-    because some templates repeat these where the function answers."""
+def marked(message: Message, sign: str, *, names: bool = False) -> Message:
+    """The message with the sign before and behind every text of its own; round the names of functions only with
+    `names`, because some templates repeat these where the function answers."""
     content = message.content
     if isinstance(content, tuple):
-        content = tuple(map(_wrapped, content))
-    elif content or (content is not None and not message.more):
-        content = _wrapped(content)
+        content = tuple(_wrapped(part, sign) for part in content)
+    elif content or (content is not None and not any(name in message.more for name in SAID)):
+        content = _wrapped(content, sign)
     more = dict(message.more)
     for name in THOUGHTS:
-        if isinstance(more.get(name), str):
-            more[name] = _wrapped(more[name])
+        if name in more:
+            more[name] = _wrapped(more[name], sign)
     if "tool_calls" in more:
         more["tool_calls"] = [
-            call | {"function": _wrapped_call(call["function"], names=names)} for call in more["tool_calls"]
+            call | {"function": _wrapped_call(call["function"], sign, names=names)} for call in more["tool_calls"]
         ]
     return message._replace(content=content, more=more)
 
 
-def _wrapped(text: str) -> str:
+def _wrapped(text: str, sign: str) -> str:
     pieces = _BLOCK.split(text)
     if len(pieces) == 1:
-        return f"{OPEN}{text}{CLOSE}"
-    return "".join(f"{OPEN}{piece}{CLOSE}" if piece.strip() and not _BLOCK.match(piece) else piece for piece in pieces)
+        return f"{sign}{text}{sign}"
+    return "".join(f"{sign}{piece}{sign}" if piece.strip() and not _BLOCK.match(piece) else piece for piece in pieces)
 
 
-def _wrapped_call(function: dict[str, Any], *, names: bool) -> dict[str, Any]:
-    name = _wrapped(function["name"]) if names else function["name"]
-    return function | {"name": name, "arguments": _wrapped_leaves(function["arguments"])}
+def _wrapped_call(function: dict[str, Any], sign: str, *, names: bool) -> dict[str, Any]:
+    name = _wrapped(function["name"], sign) if names else function["name"]
+    return function | {"name": name, "arguments": _wrapped_leaves(function["arguments"], sign)}
 
 
-def _wrapped_leaves(value: Any) -> Any:
+def _wrapped_leaves(value: Any, sign: str) -> Any:
     if isinstance(value, Mapping):
-        return {key: _wrapped_leaves(item) for key, item in value.items()} or {OPEN: CLOSE}
+        return {key: _wrapped_leaves(item, sign) for key, item in value.items()} or {sign: sign}
     if isinstance(value, list) and value:
-        return [_wrapped_leaves(item) for item in value]
-    return f"{OPEN}{value}{CLOSE}"
+        return [_wrapped_leaves(item, sign) for item in value]
+    return f"{sign}{value}{sign}"
 
 
 def _leaves(value: Any) -> Iterator[str]:

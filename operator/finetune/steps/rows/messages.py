@@ -132,6 +132,11 @@ def _message(value: Any, place: str) -> Message:
         for name, field in value.items()
         if name not in ("role", "from", "content", "value", *MARKS) and field not in (None, [], {})
     }
+    for name in THOUGHTS:
+        if not isinstance(more.get(name, ""), str):
+            raise MalformedRow(f"{place}.{name} is {kind_of(more[name])} instead of a text")
+        if more.get(name) == "":
+            del more[name]
     if role in CALLS:
         if not isinstance(said, str):
             raise MalformedRow(f"{place} has {kind_of(said)} as content instead of a call as JSON")
