@@ -19,8 +19,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from finetune.api.spec import NewToken
 from finetune.steps.tokenizer_files.agreement import TOKENIZER, without_limits
+from finetune.steps.tokenizer_files.conversion import NotConvertible, converted
 from finetune.steps.tokens.byte_level import bytes_shown
-from finetune.steps.tokens.conversion import NotConvertible, converted
 
 FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
 """How an added token is found in text, and whether decoding hides it."""
