@@ -33,8 +33,8 @@ from finetune.steps.workspace.staging import inputs_of, publish
 from finetune.steps.workspace.token_record import write_record
 
 ADAPTER = (
-    "spec.output.format: Adapter: an adapter with rows of new tokens is loaded by peft alone, on the model that has them; "
-    "servers that take adapters (llama.cpp, vLLM) take none with new rows: publish it Merged for them"
+    "spec.output.format: Adapter: an adapter with rows of new tokens is loaded by peft alone, on the model that "
+    "has them; servers that take adapters (llama.cpp, vLLM) take none with new rows: publish it Merged for them"
 )
 
 COMPARED = 4096
