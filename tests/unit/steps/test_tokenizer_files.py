@@ -171,3 +171,20 @@ def test_rows_that_would_be_learned_with_other_ids_are_refused_with_a_remedy_tha
     path.unlink()
     path.write_text(json.dumps(settings | {"tokenizer_class": remedy}))
     assert report_of(load_dataset, base, PRETRAINING).result
+
+
+def test_a_job_without_tokens_learns_the_ids_of_a_sentencepiece_model(tmp_path: Path) -> None:
+    """transformers would convert it with rules of Gemma's, without the space before a text."""
+    wrong = {"tokenizer_class": "GemmaTokenizer"}
+    base = model(
+        tmp_path / "made", None, wrong, lambda folder: (folder / "tokenizer.model").write_bytes(sentencepiece())
+    )
+    (tmp_path / "claims").mkdir()
+    (base / "model").rename(tmp_path / "claims/mine")
+    result = report_of(download, tmp_path, {"model": {"uri": "pvc://mine"}}).result
+    assert result is not None
+    assert result["warnings"][0].startswith("tokenizer.json was made from the sentencepiece model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    original = SentencePieceProcessor(str(tmp_path / "model/tokenizer.model"))
+    assert tokenizer.encode("The model", add_special_tokens=False) == original.encode("The model")
+    assert not (tmp_path / "claims/mine/tokenizer.json").exists()

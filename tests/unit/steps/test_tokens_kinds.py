@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 
 from finetune.steps.reload import step as reload
 from finetune.steps.runtime.failure import StepFailure
+from finetune.steps.tokenizer_files.agreement import PROBES
+from finetune.steps.tokenizer_files.conversion import converted
 from finetune.steps.tokens import step
-from finetune.steps.tokens.conversion import converted
 from finetune.steps.workspace.staging import publish
 from tests.models import tiny
 from tests.unit.steps.jobs import layout, report_of
@@ -113,14 +114,27 @@ def refusal(folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("model", "tokenizer_class"),
-    [("bpe", "GemmaTokenizer"), ("bpe", "T5Tokenizer"), ("unigram", "LlamaTokenizer")],
-)
-def test_a_conversion_that_changes_ids_is_refused(tmp_path: Path, model: str, tokenizer_class: str) -> None:
-    folder = without_tokenizer_json(tmp_path, "tokenizer.model", sentencepiece(model), tokenizer_class)
+def test_a_conversion_that_changes_ids_is_refused(tmp_path: Path) -> None:
+    folder = without_tokenizer_json(tmp_path, "tokenizer.model", sentencepiece("unigram"), "LlamaTokenizer")
     message = refusal(folder)
-    assert "conversion of tokenizer.model is not exact: '" in message and "save_pretrained" in message
+    assert "conversion of tokenizer.model is not exact: '" in message
+    assert message.endswith("take a repository or revision of the model that has tokenizer.json")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokenizer_class", ["GemmaTokenizer", "T5Tokenizer"])
+def test_where_transformers_converts_wrongly_the_pieces_are_taken_as_they_are(
+    tmp_path: Path, tokenizer_class: str
+) -> None:
+    """As Mistral's repositories with tokenizer.model alone, for which transformers forgets the space before a text."""
+    folder = without_tokenizer_json(tmp_path, "tokenizer.model", sentencepiece(), tokenizer_class)
+    spec = {"tokens": {"add": [{"content": "<think>"}]}}
+    report_of(step, folder, spec)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "prepared")
+    original = SentencePieceProcessor(str(folder / "model/tokenizer.model"))
+    for text in (*PROBES, " a space before"):
+        assert tokenizer.encode(text, add_special_tokens=False) == original.encode(text)
+    assert report_of(reload, folder, spec).result is not None
 
 
 @pytest.mark.parametrize(
@@ -135,7 +149,7 @@ def test_a_conversion_that_changes_ids_is_refused(tmp_path: Path, model: str, to
 def test_a_tiktoken_vocabulary_is_refused_with_the_remedy(tmp_path: Path, name: str, content: bytes) -> None:
     message = refusal(without_tokenizer_json(tmp_path, name, content))
     assert f"no tokenizer.json but {name}, a tiktoken vocabulary" in message
-    assert "take a revision of the model that has tokenizer.json" in message
+    assert "take a repository or revision of the model that has tokenizer.json" in message
 
 
 def test_a_broken_or_absent_tokenizer_is_said_to_be_one(tmp_path: Path) -> None:

@@ -460,3 +460,10 @@ def test_whatever_is_wrong_with_any_token_is_told_at_once(workspace: Path) -> No
 def test_an_ordinary_token_that_servers_would_hide_gets_a_warning(workspace: Path) -> None:
     (warning,) = result(workspace, add("<|plan|>", {"content": "<|go|>", "special": True}, "<seen>"))["warnings"]
     assert warning.startswith("<|plan|>: llama.cpp's converter takes tokens of this shape for control tokens")
+
+
+def test_an_adapter_with_new_rows_is_said_to_load_in_peft_only(workspace: Path) -> None:
+    spec = add("<seen>") | {"output": {"uri": "pvc://models/out", "format": "Adapter"}}
+    (warning,) = result(workspace, spec)["warnings"]
+    assert "is loaded by peft alone" in warning
+    assert "warnings" not in result(workspace, add("<seen>"))

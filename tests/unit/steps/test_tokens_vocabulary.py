@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, decoders
 from transformers import AutoTokenizer
 
 from finetune.api.spec import NewToken
@@ -97,3 +97,22 @@ def test_latin_words_survive_a_byte_level_decoder_also_through_transformers(tmp_
     for content in contents:
         text = f"Un {content}, 水 café"
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_where_the_base_models_tokens_swallow_spaces_new_ones_that_do_not_get_a_warning() -> None:
+    base = Tokenizer.from_str(byte_level())
+    base.add_special_tokens([AddedToken(f"<|{name}|>", rstrip=True) for name in ("user", "system", "end", "turn")])
+    for rstrip in (False, True):
+        vocabulary = Vocabulary(Tokenizer.from_str(base.to_str()))
+        added = vocabulary.add([NewToken(content="<obs>", rstrip=rstrip)])
+        assert bool(list(vocabulary.stripped_by_servers(added))) is not rstrip
+
+
+def test_a_token_is_tested_with_text_before_and_behind_it() -> None:
+    """By itself it comes back; a decoder that cuts it beside other text is found."""
+    vocabulary = Vocabulary(Tokenizer.from_str(byte_level()))
+    added = vocabulary.add([NewToken(content="<obs>"), NewToken(content="<cite>")])
+    assert not list(vocabulary.unfaithful(added))
+    cut = decoders.Replace(Regex("(?<=o )<obs>"), "")
+    vocabulary.tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Fuse(), cut])
+    assert [item.token.content for item, _ in vocabulary.unfaithful(added)] == ["<obs>"]

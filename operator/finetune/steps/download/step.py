@@ -26,7 +26,7 @@ from finetune.steps.model_files.safetensors_file import InvalidSafetensors
 from finetune.steps.runtime.disk import require_space
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.progress import Progress
-from finetune.steps.tokenizer_files.agreement import TOKENIZER, settle
+from finetune.steps.tokenizer_files.base import complete
 from finetune.steps.workspace.base_model import is_commit
 from finetune.steps.workspace.staging import INPUTS, Write, publish, published
 
@@ -154,14 +154,14 @@ def _from_claim(uri: str, layout: Layout, progress: Progress, template: str | No
 
 
 def _settled(write: Write) -> Write:
-    """`write`, and then a tokenizer that transformers reads as tokenizer.json says: the job's own copy of
-    tokenizer_config.json names another class where it has to. What is wrong beyond that, or cannot be read, is for the
+    """`write`, and then a tokenizer that everybody reads alike: the job's own copy gets a tokenizer.json, or names
+    another class in tokenizer_config.json, where it has to. What is wrong beyond that, or cannot be read, is for the
     steps to say that read it."""
 
     def write_settled(partial: Path) -> dict[str, Any]:
         result = write(partial)
         try:
-            mended = settle(partial) if (partial / TOKENIZER).is_file() else None
+            mended = complete(partial)
         except Exception as error:
             log.info("the tokenizer was left as it is: %s", error)
             mended = None

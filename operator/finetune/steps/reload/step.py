@@ -32,7 +32,8 @@ from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.memory import available_memory
 from finetune.steps.runtime.progress import Progress
 from finetune.steps.token_matrices.architectures import matrices_of
-from finetune.steps.tokenizer_files.agreement import TOKENIZER, around, as_tokenizer_json_says, disagreement
+from finetune.steps.tokenizer_files.agreement import TOKENIZER, around, disagreement
+from finetune.steps.tokenizer_files.base import as_written
 from finetune.steps.workspace.base_model import base_model
 from finetune.steps.workspace.staging import published
 from finetune.steps.workspace.token_record import TokenRecord, read_record
@@ -179,7 +180,7 @@ def _prove(
         progress.update(min(done, total), total)
 
     tokenizer = TRANSFORMERS.AutoTokenizer.from_pretrained(folder)
-    former = as_tokenizer_json_says(base) if base else tokenizer
+    former = as_written(base) if base else tokenizer
     new_ids = {record.id for record in records}
     _prove_tokens(tokenizer, records, _vocab_size(folder))
     proof = Proof(tokens=len(records), tensors=len(checkpoint.tensors))

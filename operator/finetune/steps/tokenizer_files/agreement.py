@@ -27,6 +27,9 @@ AS_IT_IS = (GENERIC, "TokenizersBackend")
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 """Special tokens for which classes have names of their own where the settings have none."""
 
+SPACE = "▁"
+"""How sentencepiece writes a space in a piece."""
+
 PROBES = (
     "Why is the sky blue? It scatters short waves.",
     "two  spaces between, three   more, and one after ",
@@ -89,16 +92,6 @@ def by_transformers(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def as_tokenizer_json_says(folder: Path) -> Any:
-    """The tokenizer in transformers' form, with tokenizer.json's ids whatever class the settings name."""
-    loaded = by_transformers(folder)
-    if not (folder / TOKENIZER).is_file() or disagreement(folder) is None:
-        return loaded
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast.from_pretrained(folder)
-
-
 def difference(tokenizer: Tokenizer, other: Any, texts: Sequence[str], *, decoded: bool = False) -> Difference | None:
     """The first text that transformers' tokenizer `other` gives other ids than `tokenizer`; None when there is none.
 
@@ -128,16 +121,17 @@ def without_limits(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def take_as_it_is(folder: Path, loaded: Any) -> None:
+def take_as_it_is(folder: Path, loaded: Any | None) -> None:
     """Rewrite the settings so that transformers takes tokenizer.json as it is. What the class of `loaded` brought in
     besides (names of special tokens, the side of padding) is written down."""
     path = folder / SETTINGS
     settings = json.loads(path.read_bytes()) if path.is_file() else {}
-    for name in NAMED:
-        if (token := getattr(loaded, name, None)) is not None:
-            settings.setdefault(name, str(token))
-    settings.setdefault("model_input_names", list(loaded.model_input_names))
-    settings.setdefault("padding_side", loaded.padding_side)
+    if loaded is not None:
+        for name in NAMED:
+            if (token := getattr(loaded, name, None)) is not None:
+                settings.setdefault(name, str(token))
+        settings.setdefault("model_input_names", list(loaded.model_input_names))
+        settings.setdefault("padding_side", loaded.padding_side)
     settings["tokenizer_class"] = GENERIC
     path.unlink(missing_ok=True)  # it may be a link to somebody's own file
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -154,22 +148,35 @@ def settle(folder: Path, texts: Sequence[str] = ()) -> str | None:
     settings = path.read_bytes() if path.is_file() else None
     if settings is not None and json.loads(settings).get("tokenizer_class") in AS_IT_IS:
         return None
-    tokenizer, loaded = without_limits(Tokenizer.from_file(str(folder / TOKENIZER))), by_transformers(folder)
+    tokenizer = without_limits(Tokenizer.from_file(str(folder / TOKENIZER)))
     texts = [*probes(tokenizer), *texts]
-    former = difference(tokenizer, loaded, texts, decoded=True)
+    loaded: Any | None = None
+    former: Difference | str | None
+    try:
+        loaded = by_transformers(folder)
+        former = difference(tokenizer, loaded, texts, decoded=True)
+    except Exception as error:  # a class that does not take this kind of model raises what it likes
+        former = f"transformers' class cannot load tokenizer.json ({str(error).partition(chr(10))[0][:80]})"
     if former is None:
         return None
-    begins = loaded("so")["input_ids"]
     take_as_it_is(folder, loaded)
     mended = by_transformers(folder)
-    if difference(tokenizer, mended, texts, decoded=True) is None and mended("so")["input_ids"] == begins:
+    same_ends = loaded is None or _ends(mended) == _ends(loaded)
+    if same_ends and difference(tokenizer, mended, texts, decoded=True) is None:
         return f"{former}; tokenizer_config.json now names {GENERIC}, which takes tokenizer.json as it is"
     path.unlink()
     if settings is not None:
         path.write_bytes(settings)
-    if (left := difference(tokenizer, loaded, texts)) is not None:
-        raise Disagreement(str(left))
+    if loaded is None or (left := difference(tokenizer, loaded, texts)) is not None:
+        raise Disagreement(str(former if loaded is None else left))
     return None  # only what ids become again is different: reload looks at the new tokens' own texts
+
+
+def _ends(tokenizer: Any) -> tuple[int, int]:
+    """How many special tokens it puts before and behind a text."""
+    ids, inner = tokenizer("so")["input_ids"], tokenizer("so", add_special_tokens=False)["input_ids"]
+    before = next((at for at in range(len(ids)) if ids[at : at + len(inner)] == inner), len(ids))
+    return before, len(ids) - before - len(inner)
 
 
 def disagreement(folder: Path, texts: Sequence[str] = ()) -> Difference | None:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from finetune.steps.model_files.config import read_object
 from finetune.steps.tokenizer_files.agreement import GENERIC, SETTINGS, TOKENIZER
-from finetune.steps.tokens.conversion import SENTENCEPIECE, TIKTOKEN
+from finetune.steps.tokenizer_files.conversion import SENTENCEPIECE, TIKTOKEN
 from finetune.steps.tokens.sentencepiece_model import NotExtendable, extended
 from finetune.steps.tokens.vocabulary import FLAGS, Added
 

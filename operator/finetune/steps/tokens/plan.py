@@ -83,6 +83,7 @@ def make_plan(
     warnings = list(vocabulary.of_another_kind(item.token for item in requested if item.content in present))
     warnings += vocabulary.needless(added)
     warnings += vocabulary.spaced_apart(added)
+    warnings += vocabulary.stripped_by_servers(added)
     warnings += hidden_by_servers(added)
     for item in added:
         source = sources[item.token.content]

@@ -12,10 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from finetune.steps.tokenizer_files.agreement import PROBES
-
-SPACE = "▁"
-"""How sentencepiece writes a space in a piece."""
+from finetune.steps.tokenizer_files.agreement import PROBES, SPACE
 
 BELOW = 1.0
 """By how much the score of a learned piece lies below the one before it: merges of low score come last."""

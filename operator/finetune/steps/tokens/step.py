@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
-from finetune.api.spec import Tokens
+from finetune.api.spec import OutputFormat, Tokens
 from finetune.api.status import TokensStatus
 from finetune.steps.cache import EXTENDED, cached
 from finetune.steps.model_files.checkpoint import Checkpoint, NoSafetensors, read_checkpoint
@@ -31,6 +31,11 @@ from finetune.steps.tokens.vocabulary import InvalidVocabulary, Vocabulary
 from finetune.steps.workspace.base_model import identity
 from finetune.steps.workspace.staging import inputs_of, publish
 from finetune.steps.workspace.token_record import write_record
+
+ADAPTER = (
+    "spec.output.format: Adapter: an adapter with rows of new tokens is loaded by peft alone, on the model that "
+    "has them; servers that take adapters (llama.cpp, vLLM) take none with new rows: publish it Merged for them"
+)
 
 COMPARED = 4096
 """New tokens around which the readings of the tokenizer's files are compared with each other; reload looks at each."""
@@ -68,6 +73,8 @@ def run(job: StepJob, layout: Layout) -> StepReport:
             shared = cached(layout, EXTENDED, lambda: {**key, "model": identity(job, layout)}, write)
             result = publish(layout.prepared, inputs, shared)
     result.pop("reused", None)
+    if result.get("added") and job.spec.output and job.spec.output.format == OutputFormat.ADAPTER:
+        result["warnings"] = [ADAPTER, *result.get("warnings", [])][:16]
     return StepReport(step=Step.ADD_TOKENS, result=result)
 
 

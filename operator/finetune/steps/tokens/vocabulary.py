@@ -19,8 +19,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from finetune.api.spec import NewToken
 from finetune.steps.tokenizer_files.agreement import TOKENIZER, without_limits
+from finetune.steps.tokenizer_files.conversion import NotConvertible, converted
 from finetune.steps.tokens.byte_level import bytes_shown
-from finetune.steps.tokens.conversion import NotConvertible, converted
 
 FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
 """How an added token is found in text, and whether decoding hides it."""
@@ -227,6 +227,20 @@ class Vocabulary:
             yield (
                 f"this tokenizer begins anew behind a token, as behind the base model's own special ones: {text!r} "
                 f"comes back as {back!r}"
+            )
+
+    def stripped_by_servers(self, added: Iterable[Added]) -> Iterator[str]:
+        """A sentence about new tokens without rstrip in a model whose own tokens have it, as Phi-3's do.
+
+        llama.cpp then strips the white space behind every added token of a model that is called so.
+        """
+        new = [item for item in added if not item.token.rstrip]
+        ids = {item.id for item in added}
+        own = [token for id_, token in self.tokenizer.get_added_tokens_decoder().items() if id_ not in ids]
+        if new and sum(token.rstrip for token in own) * 2 > len(own):
+            yield (
+                f"the base model's own tokens swallow the white space behind them, {new[0].token.content!r} does not: "
+                "llama.cpp makes no difference between them in models called Phi-3; set rstrip for the same ids there"
             )
 
     def _comes_back(self, text: str) -> bool:

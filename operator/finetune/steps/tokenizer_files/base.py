@@ -1,0 +1,42 @@
+"""The tokenizer of a base model, as its files say it is, whatever transformers makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from finetune.steps.tokenizer_files.agreement import TOKENIZER, by_transformers, disagreement, settle
+from finetune.steps.tokenizer_files.conversion import NotConvertible, converted
+
+
+def as_written(folder: Path) -> Any:
+    """The tokenizer in transformers' form, with the ids of tokenizer.json or, where there is none, of what the
+    sentencepiece model was converted to. Raises NotConvertible."""
+    loaded = by_transformers(folder)
+    if not (folder / TOKENIZER).is_file():
+        loaded._tokenizer = converted(folder)
+        return loaded
+    if disagreement(folder) is None:
+        return loaded
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def complete(folder: Path) -> str | None:
+    """Make the files in `folder` such that everybody reads the same tokenizer from them: tokenizer.json is written
+    where only a sentencepiece model says what it is, and settings name the class that takes it as it is.
+
+    Returns what changed, None when nothing had to. Raises NotConvertible or Disagreement where that cannot be done.
+    """
+    if (folder / TOKENIZER).is_file():
+        return settle(folder)
+    try:
+        tokenizer = converted(folder)
+    except NotConvertible:
+        return None  # no step before the first that needs tokenizer.json has to refuse it
+    tokenizer.save(str(folder / TOKENIZER))
+    mended = settle(folder)
+    return "; ".join(
+        ["tokenizer.json was made from the sentencepiece model, with its ids", *([mended] if mended else [])]
+    )
