@@ -23,7 +23,8 @@ class Plan:
     """The extended vocabulary and how each new row starts.
 
     `trained_rows` are the rows of the old vocabulary, the ones that the vocabulary's mean is taken of. `mended` are
-    tokens for which the tokenizer's decoder had to change.
+    tokens for which the tokenizer's decoder had to change. `reused` are tokens that were there and start anew,
+    `ignored` those that were there and keep their rows although the user wrote an init for them.
     """
 
     vocabulary: Vocabulary
@@ -36,6 +37,8 @@ class Plan:
     records: Sequence[TokenRecord]
     mended: Sequence[str]
     warnings: Sequence[str]
+    reused: Sequence[Added] = ()
+    ignored: Sequence[Added] = ()
 
 
 def make_plan(
@@ -53,7 +56,9 @@ def make_plan(
     size_before, length_before = vocabulary.size, vocabulary.length
     present = vocabulary.ids_of(item.content for item in requested)
     new = [item for item in requested if item.content not in present]
-    sources = {item.content: _source(item, default, vocabulary) for item in new}
+    _require_present(requested, present)
+    again = [item for item in requested if item.content in present and item.token.reuse]
+    sources = {item.content: _source(item, default, vocabulary) for item in [*new, *again]}
     added = _add(vocabulary, new)
     mended = keep_decodable(vocabulary.tokenizer, (item.token.content for item in added))
     for item, came_back in vocabulary.unfaithful(added):
@@ -69,9 +74,12 @@ def make_plan(
     records: list[TokenRecord] = []
     warnings = list(vocabulary.of_another_kind(item.token for item in requested if item.content in present))
     warnings += vocabulary.needless(added)
-    for item in added:
+    reused = [Added(item.token, present[item.content], (), leading_space=False) for item in again]
+    for item in [*added, *reused]:
         source = sources[item.token.content]
         init, described = _init(item, source, (seed, item.id))
+        if item in reused:
+            described = {**described, "reused": True}
         if source.init.mean_of == MeanOf.PIECES and not item.pieces:
             warnings.append(
                 f"{item.token.content!r} has no pieces in the old tokenizer; it starts as the vocabulary's mean"
@@ -98,7 +106,25 @@ def make_plan(
         records=records,
         mended=mended,
         warnings=[*_equal_starts(equal, sources), *warnings],
+        reused=reused,
+        ignored=[
+            Added(item.token, present[item.content], (), leading_space=False)
+            for item in requested
+            if item.content in present and item.token.init is not None and not item.token.reuse
+        ],
     )
+
+
+def _require_present(requested: Iterable[Requested], present: Mapping[str, int]) -> None:
+    absent = [item for item in requested if item.token.reuse and item.content not in present]
+    if absent:
+        raise StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "TokenNotThere",
+            f"{absent[0].place}.reuse: {absent[0].content!r} is not one token of the base model's tokenizer"
+            + (f", nor are {len(absent) - 1} others" if len(absent) > 1 else ""),
+            "Check how the tokenizer writes it; or leave out `reuse`, and it is added as a new token.",
+        )
 
 
 def with_learned(plan: Plan, learned: Sequence[Added], default: TokenInit | None, multiple: int, seed: int = 0) -> Plan:
