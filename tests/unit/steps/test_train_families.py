@@ -83,7 +83,19 @@ def test_a_tensor_keeps_its_own_type_in_a_checkpoint_of_several(tmp_path: Path) 
     assert values.dtype == torch.float32 and bool((values == torch.tensor(1 / 3)).all())
 
 
-MERGED = ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "qwen3_next", "phimoe", "gpt_oss", "gemma3", "gpt_neox", "gptj")
+MERGED = (
+    "qwen3_moe",
+    "qwen2_moe",
+    "mixtral",
+    "olmoe",
+    "qwen3_next",
+    "phimoe",
+    "gpt_oss",
+    "gemma3",
+    "gpt_neox",
+    "gptj",
+    "falcon",
+)
 
 
 @pytest.mark.parametrize("family", MERGED)
