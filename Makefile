@@ -89,6 +89,10 @@ demo: cluster-up ## everything from cluster to trained model, before your eyes
 bench-tokens: $(READY) ## add-tokens beside cp and transformers (SIZES=0.5,2,4,8 in GB)
 	$(BIN)/python -m tests.bench.tokens $(if $(SIZES),--sizes $(SIZES))
 
+.PHONY: families
+families: $(READY) ## docs/families.md: what each family of models can do, every cell run
+	$(BIN)/python -m tests.families
+
 .PHONY: bench-vocabulary
 bench-vocabulary: $(READY) ## vocabulary learning on Tang poems: compactness, protection of English, 100 MB
 	$(BIN)/python -m tests.bench.vocabulary

@@ -104,6 +104,7 @@ class TokensStatus(Model):
 
     added: int = Field(0, description="Tokens that are new.", ge=0)
     already_present: int = Field(0, description="Tokens that the tokenizer had already.", ge=0)
+    started_anew: int | None = Field(None, description="Those of them whose rows started anew (reuse).", ge=0)
     vocabulary_size: int | None = Field(None, description="Tokens of the extended tokenizer.", ge=0)
     vocabulary_size_before: int | None = Field(None, description="Tokens of the base tokenizer.", ge=0)
     embedding_rows: int | None = Field(None, description="Rows of the extended embedding matrix.", ge=0)

@@ -39,7 +39,9 @@ class PlannedMatrix(Model):
 class TokenPlan(Model):
     """The model before and after."""
 
-    tokens: list[PlannedToken] = Field(description="Tokens that would be new, in the order of their ids.")
+    tokens: list[PlannedToken] = Field(
+        description="Tokens that would be new, in the order of their ids; then those that are reused."
+    )
     already_present: list[Piece] = Field(description="Tokens that are asked for and there already.")
     vocabulary_size_before: int = Field(description="Tokens of the tokenizer now.")
     vocabulary_size: int = Field(description="Tokens of the tokenizer then.")

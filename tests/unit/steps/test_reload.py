@@ -204,7 +204,7 @@ def test_a_tensor_of_another_shape_is_found_without_running_the_model(
     [
         ({"model_type": "brand_new"}, "does not know it"),
         ({"model_type": "llava", "text_config": {"model_type": "llama"}}, "no causal language model for the"),
-        ({"model_type": "t5"}, "no causal language model for the model_type 't5'"),
+        ({"model_type": "t5"}, "'t5' is an encoder-decoder"),
     ],
     ids=str,
 )

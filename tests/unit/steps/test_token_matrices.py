@@ -25,6 +25,7 @@ from tests.unit.steps.families import VOCABULARY, edit_config, edit_tensors, ren
 from tests.unit.steps.flow import Workshop
 from tests.unit.steps.jobs import layout, report_of
 from tests.unit.steps.peer import TOKENS, WORDS, tensors, transformers_way
+from tests.unit.steps.published import with_prediction_layer
 
 TEXT = f"Why {WORDS[0]} is the {WORDS[1]} sky {WORDS[2]} blue? {WORDS[3]}"
 OLD_TEXT = "The quick brown fox jumps over the lazy dog."
@@ -206,7 +207,10 @@ def refusal(folder: Path, make: Callable[[Path], Any]) -> str:
         ({"model_type": "whatnot"}, "the operator does not know the model_type 'whatnot'"),
         ({"model_type": None}, "does not know the model_type None"),
         ({"model_type": ["llama"]}, "does not know the model_type ['llama']"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "the weights are quantised"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "the weights are quantised (gptq, says config.json)",
+        ),
         ({"vocab_size": 383}, "has shape [384, 64], config.json's vocabulary and width say [383, 64]"),
         ({"hidden_size": None}, "has shape [384, 64]"),
         ({"tie_word_embeddings": False}, "there is no tensor lm_head.weight"),
@@ -269,3 +273,45 @@ def test_without_torch_the_table_alone_decides_and_says_so(tmp_path: Path) -> No
     error = json.loads((tmp_path / "report.json").read_text())["error"]
     assert process.returncode == ExitCode.BAD_CONFIGURATION, process.stderr
     assert "transformers could tell which tensors to extend, but torch is not installed" in error["message"]
+
+
+def test_copies_of_embedding_and_head_in_further_layers_grow_with_them(tmp_path: Path) -> None:
+    """DeepSeek-V3 and GLM-4.5 publish a layer that transformers does not load, with both in it."""
+    folder = edited(tmp_path, lambda folder: with_prediction_layer(folder, "glm4_moe", copies=True))
+    found = tensors(folder / "prepared")
+    rows = json.loads((folder / "prepared/config.json").read_text())["vocab_size"]
+    for name, own in (
+        ("model.layers.2.embed_tokens.weight", "model.embed_tokens.weight"),
+        ("model.layers.2.shared_head.head.weight", "lm_head.weight"),
+    ):
+        assert found[name].shape[0] == rows
+        assert torch.equal(found[name], found[own])
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "words"),
+    [
+        ("t5", {}, "encoder-decoder"),
+        ("bart", {}, "encoder-decoder"),
+        ("bert", {}, "bidirectional encoder"),
+        ("roberta", {}, "bidirectional encoder"),
+        ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4"}}, "quantised (mxfp4)"),
+        ("qwen3", {"quantization_config": {"quant_method": "fp8"}}, "quantised (fp8)"),
+        ("llama", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised (bitsandbytes)"),
+        ("llama", {"quantization_config": {"quant_method": "compressed-tensors"}}, "quantised (compressed-tensors)"),
+    ],
+)
+def test_what_cannot_be_trained_or_published_is_refused_as_what_it_is(
+    tmp_path: Path, family: str, settings: dict[str, Any], words: str
+) -> None:
+    """Also by a job that adds no tokens, before anything is trained."""
+
+    def make(folder: Path) -> None:
+        tiny_of(folder, "llama")
+        edit_config(folder, **({"model_type": family, "architectures": None} | settings))
+
+    publish(layout(tmp_path).model, "base", lambda partial: {"made": str(make(partial))})
+    with pytest.raises(StepFailure) as caught:
+        report_of(reload, tmp_path, {})
+    assert caught.value.code == ExitCode.BAD_CONFIGURATION
+    assert words in caught.value.error.message and caught.value.error.hint

@@ -104,6 +104,12 @@ class NewToken(Model):
         json_schema_extra=rules((r"self.matches('[^\\s\\pZ]')", "a token must not consist of white space only")),
     )
     init: TokenInit | None = Field(None, description="How its rows start; tokens.init when absent.")
+    reuse: bool = Field(
+        False,
+        description="The tokenizer has this token already (a reserved one, such as <|reserved_special_token_5|>, whose "
+        "row was never trained): its rows start anew, as `init` says, and are trained like those of new tokens. "
+        "Otherwise a token that is there keeps its rows.",
+    )
     special: bool = Field(
         False,
         description="Register as a special token: decoding with skip_special_tokens hides it. "

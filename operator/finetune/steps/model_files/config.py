@@ -28,9 +28,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 UNQUANTISED = (
-    "Use the same model in bf16 (many publishers have one beside the quantised one), or write it once: "
-    "AutoModelForCausalLM.from_pretrained(MODEL, dtype='bfloat16', quantization_config=...(dequantize=True))"
-    ".save_pretrained(FOLDER). QLoRA quantises what it freezes by itself."
+    "Use the model in bf16, as many publishers have it beside, or write it so once: model = AutoModelForCausalLM."
+    "from_pretrained(MODEL, dtype='bfloat16', quantization_config=Mxfp4Config(dequantize=True)), for FP8 "
+    "FineGrainedFP8Config(dequantize=True); model._weight_conversions = None; model.save_pretrained(FOLDER)."
 )
 """What helps where a checkpoint is quantised."""
 

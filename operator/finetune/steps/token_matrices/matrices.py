@@ -37,8 +37,10 @@ COPIES = re.compile(r"(?:^|\.)(?:embed_tokens|lm_head|shared_head\.(?:head|outpu
 
 
 def copies_of(names: Collection[str], tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Further copies of embedding or head, by name and shape: layers that predict a further token have them (DeepSeek-V3,
-    GLM-4.5), transformers does not load them, and servers build them with as many rows as the vocabulary has."""
+    """Further copies of embedding or head, by name and shape.
+
+    Layers that predict a further token have them (DeepSeek-V3, GLM-4.5), transformers does not load them, and servers
+    build them with as many rows as the vocabulary has."""
     shapes = {tensors[name].shape for name in names if len(tensors[name].shape) == 2}
     return tuple(
         name

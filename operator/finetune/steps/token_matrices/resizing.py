@@ -1,7 +1,8 @@
 """Which tensors of a checkpoint have one row for each token, as transformers itself would resize them.
 
 The model is built without memory for its weights and resized: what changes its shape is what depends on the
-vocabulary's size. The names are then translated into those of the files (`weight_names`). Only this answer comes from transformers; the edit is the same as for any other model, and so is its result.
+vocabulary's size. The names are then translated into those of the files (`weight_names`). Only this answer comes from
+transformers; the edit is the same as for any other model, and so is its result.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def matrices_by_resizing(checkpoint: Checkpoint, unproven: UnknownArchitecture) 
         if not present:
             raise NotEditable(f"{unproven}; transformers resizes {names[0]}, which the files do not have")
         expected |= dict.fromkeys(present, (rows, *changed[names[0]][1:]))
-    names = check_shapes(checkpoint.tensors, expected)
-    return Matrices((*names, *copies_of(names, checkpoint.tensors)), rows)
+    found = check_shapes(checkpoint.tensors, expected)
+    return Matrices((*found, *copies_of(found, checkpoint.tensors)), rows)
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:

@@ -15,11 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from finetune.steps.model_files.checkpoint import INDEX, Checkpoint
 from finetune.steps.model_files.copying import Count, copy_range, take_file, write_all
+from finetune.steps.model_files.floats import decode
 from finetune.steps.model_files.safetensors_file import Header, Tensor, write_header
 from finetune.steps.token_matrices.matrices import Matrices
 from finetune.steps.tokens.initialise import Init, OldRows, VocabularyMean, initial_rows
+
+SAMPLED = 256
+"""Rows that a usual norm is taken of."""
 
 ROWS_AT_ONCE = 1024
 """New rows that are held in memory at a time."""
@@ -58,6 +64,20 @@ def extended_size(checkpoint: Checkpoint, matrices: Matrices, rows: int) -> int:
 def columns_of(tensor: Tensor) -> int:
     """How many numbers a row has; one, for the bias of a head."""
     return math.prod(tensor.shape[1:])
+
+
+def row_norm(checkpoint: Checkpoint, name: str, row: int | None, trained_rows: int) -> float:
+    """The Euclidean norm of a matrix's row; with None the mean over some of the first `trained_rows`, evenly spaced."""
+    tensor = checkpoint.tensors[name]
+    file, header = next((file, header) for file, header in checkpoint.headers.items() if name in header.tensors)
+    rows = range(0, trained_rows, -(-trained_rows // SAMPLED)) if row is None else [row]
+    norms = []
+    with (checkpoint.folder / file).open("rb") as source:
+        for each in rows:
+            place = header.data_start + tensor.start + each * _row_bytes(tensor)
+            values = decode(os.pread(source.fileno(), _row_bytes(tensor), place), tensor.dtype)
+            norms.append(float(np.linalg.norm(values)))
+    return sum(norms) / len(norms)
 
 
 def _row_bytes(tensor: Tensor) -> int:

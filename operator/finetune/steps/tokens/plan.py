@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,7 +23,8 @@ class Plan:
     """The extended vocabulary and how each new row starts.
 
     `trained_rows` are the rows of the old vocabulary, the ones that the vocabulary's mean is taken of. `mended` are
-    tokens for which the tokenizer's decoder had to change.
+    tokens for which the tokenizer's decoder had to change. `reused` are tokens that were there and start anew,
+    `ignored` those that were there and keep their rows although the user wrote an init for them.
     """
 
     vocabulary: Vocabulary
@@ -36,6 +37,8 @@ class Plan:
     records: Sequence[TokenRecord]
     mended: Sequence[str]
     warnings: Sequence[str]
+    reused: Sequence[Added] = ()
+    ignored: Sequence[Added] = ()
 
 
 def make_plan(
@@ -53,9 +56,10 @@ def make_plan(
     size_before, length_before = vocabulary.size, vocabulary.length
     present = vocabulary.ids_of(item.content for item in requested)
     new = [item for item in requested if item.content not in present]
-    problems: list[StepFailure] = []
+    problems = list(_absent(requested, present))
+    again = [item for item in requested if item.content in present and item.token.reuse]
     sources: dict[str, Source] = {}
-    for asked in new:
+    for asked in [*new, *again]:
         try:
             sources[asked.content] = _source(asked, default, vocabulary)
         except StepFailure as failure:
@@ -85,9 +89,12 @@ def make_plan(
     warnings += vocabulary.spaced_apart(added)
     warnings += vocabulary.stripped_by_servers(added)
     warnings += hidden_by_servers(added)
-    for item in added:
+    reused = [Added(item.token, present[item.content], (), leading_space=False) for item in again]
+    for item in [*added, *reused]:
         source = sources[item.token.content]
         init, described = _init(item, source, (seed, item.id))
+        if item in reused:
+            described = {**described, "reused": True}
         if source.init.mean_of == MeanOf.PIECES and not item.pieces:
             warnings.append(
                 f"{item.token.content!r} has no pieces in the old tokenizer; it starts as the vocabulary's mean"
@@ -114,7 +121,24 @@ def make_plan(
         records=records,
         mended=mended,
         warnings=[*_equal_starts(equal, sources), *warnings],
+        reused=reused,
+        ignored=[
+            Added(item.token, present[item.content], (), leading_space=False)
+            for item in requested
+            if item.content in present and item.token.init is not None and not item.token.reuse
+        ],
     )
+
+
+def _absent(requested: Iterable[Requested], present: Mapping[str, int]) -> Iterator[StepFailure]:
+    for item in requested:
+        if item.token.reuse and item.content not in present:
+            yield StepFailure(
+                ExitCode.BAD_CONFIGURATION,
+                "TokenNotThere",
+                f"{item.place}.reuse: {item.content!r} is not one token of the base model's tokenizer",
+                "Check how the tokenizer writes it; or leave out `reuse`, and it is added as a new token.",
+            )
 
 
 def with_learned(plan: Plan, learned: Sequence[Added], default: TokenInit | None, multiple: int, seed: int = 0) -> Plan:

@@ -17,6 +17,7 @@ def run(job: StepJob, layout: Layout) -> StepReport:
     checkpoint, matrices, plan = planned(job, layout, requested)
     vocabulary = plan.vocabulary
     new = {item.id for item in plan.added}
+    reused = {item.id for item in plan.reused}
     present = vocabulary.ids_of(item.content for item in requested)
     tensors = checkpoint.tensors
     result = TokenPlan(
@@ -29,9 +30,9 @@ def run(job: StepJob, layout: Layout) -> StepReport:
                 leading_space=item.leading_space,
                 init=record.init,
             )
-            for item, record in zip(plan.added, plan.records, strict=True)
+            for item, record in zip([*plan.added, *plan.reused], plan.records, strict=True)
         ],
-        already_present=[Piece(id=id_, text=content) for content, id_ in present.items() if id_ not in new],
+        already_present=[Piece(id=id_, text=content) for content, id_ in present.items() if id_ not in new | reused],
         vocabulary_size_before=plan.size_before,
         vocabulary_size=vocabulary.size,
         matrices=[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from finetune.api.spec import OutputFormat, Tokens
 from finetune.api.status import TokensStatus
 from finetune.steps.cache import EXTENDED, cached
 from finetune.steps.model_files.checkpoint import Checkpoint, NoSafetensors, read_checkpoint
+from finetune.steps.model_files.config import UNQUANTISED
 from finetune.steps.model_files.copying import take_file
 from finetune.steps.model_files.safetensors_file import InvalidSafetensors
 from finetune.steps.runtime.disk import room_for
@@ -22,7 +23,7 @@ from finetune.steps.token_matrices.architectures import matrices_of
 from finetune.steps.token_matrices.matrices import Matrices, NotEditable
 from finetune.steps.tokenizer_files.agreement import Disagreement, around, settle
 from finetune.steps.tokens.beside_weights import write_beside_weights
-from finetune.steps.tokens.editor import columns_of, extend, extended_size
+from finetune.steps.tokens.editor import columns_of, extend, extended_size, row_norm
 from finetune.steps.tokens.initialise import Normal, factor_bytes
 from finetune.steps.tokens.learn.job import LearnedTokens, learned_for, lesson_of, moving
 from finetune.steps.tokens.plan import Plan, draws, make_plan, with_learned
@@ -98,7 +99,9 @@ def planned(job: StepJob, layout: Layout, requested: Sequence[Requested]) -> tup
             ExitCode.BAD_CONFIGURATION,
             "UnsupportedModel",
             f"spec.model: tokens cannot be added to this checkpoint: {error}",
-            "Use an unquantised safetensors checkpoint of a supported family, or remove spec.tokens.",
+            UNQUANTISED
+            if "quantised" in str(error)
+            else "Use an unquantised safetensors checkpoint of a supported family, or remove spec.tokens.",
         ) from error
     except InvalidVocabulary as error:
         raise StepFailure(
@@ -131,9 +134,10 @@ def add_tokens(
         plan = with_learned(plan, learned.added, tokens.init, tokens.pad_to_multiple_of, job.spec.training.seed)
     _log(plan)
     size = extended_size(checkpoint, matrices, plan.rows)
-    if not plan.added:
+    norms = list(_norms(checkpoint, matrices, plan))
+    if not plan.inits:
         _take_all(layout.model, target)
-        return _status(plan, matrices.rows, learned, []).wire()
+        return _status(plan, matrices.rows, learned, norms).wire()
     if any(isinstance(init, Normal) for init in plan.inits.values()):
         columns = max(columns_of(checkpoint.tensors[name]) for name in matrices.names)
         require_memory(factor_bytes(columns), "the covariance of the embedding's columns (init.sample: Normal)")
@@ -151,7 +155,8 @@ def add_tokens(
             layout.model, target, tokenizer, plan.added, plan.rows, generic_class=bool(plan.mended)
         )
         write_record(target, plan.records)
-    return _status(plan, matrices.rows, learned, [*left_out, *_settled(target, plan)]).wire()
+    warnings = [*norms, *left_out, *_settled(target, plan)]
+    return _status(plan, matrices.rows, learned, warnings).wire()
 
 
 def _settled(target: Path, plan: Plan) -> list[str]:
@@ -178,6 +183,7 @@ def _status(plan: Plan, rows_before: int, learned: LearnedTokens | None, warning
     return TokensStatus(
         added=len(plan.added),
         already_present=plan.already_present,
+        started_anew=len(plan.reused) or None,
         vocabulary_size=plan.vocabulary.size,
         vocabulary_size_before=plan.size_before,
         embedding_rows=plan.rows,
@@ -187,6 +193,19 @@ def _status(plan: Plan, rows_before: int, learned: LearnedTokens | None, warning
         protected_characters=learned and learned.protected,
         warnings=everything or None,
     )
+
+
+def _norms(checkpoint: Checkpoint, matrices: Matrices, plan: Plan) -> Iterator[str]:
+    """What to say of tokens that were there: how large their rows are, which tells whether they were ever trained."""
+    usual = row_norm(checkpoint, matrices.names[0], None, plan.trained_rows)
+    for items, said in (
+        (plan.reused, "was there already and starts anew (reuse)"),
+        (plan.ignored, "is there already and keeps its row, its init is not used: set reuse: true for a new start"),
+    ):
+        for item in items:
+            if item.id < matrices.rows:
+                norm = row_norm(checkpoint, matrices.names[0], item.id, plan.trained_rows)
+                yield f"{item.token.content!r} {said}; its row had norm {norm:.3g}, tokens have {usual:.3g} on average"
 
 
 def _take_all(model: Path, target: Path) -> None:

@@ -62,7 +62,12 @@ class Correspondence:
 def correspondence(folder: Path) -> Correspondence:
     """How the files in `folder` and the model that transformers loads from them belong together."""
     model = TRANSFORMERS.AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", device_map="meta", local_files_only=True, use_safetensors=True
+        folder,
+        dtype="auto",
+        device_map="meta",
+        local_files_only=True,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # whoever loads the weights refuses them, and says which
     )
     tensors = read_checkpoint(folder).tensors
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}

@@ -48,8 +48,8 @@ def model_of(plan: Plan, phase: Phase, checkpoint: Checkpoint | None, sharing: M
         return with_bias(PeftModel.from_pretrained(base, checkpoint.folder, is_trainable=True))
     if checkpoint is not None:
         base = _with_rows(base, checkpoint)
-    set_seed(plan.training.seed)
     config = _adapter(base, plan, phase)
+    set_seed(plan.training.seed)
     try:
         return with_bias(get_peft_model(base, config))
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:

@@ -102,8 +102,19 @@ def _is_linear(module: Any) -> bool:
 
 
 def _is_plain_linear(module: Any) -> bool:
-    """Whether it returns the product alone: routers are linear layers, too, and return tuples."""
-    return _is_linear(module) and type(module).__name__ in ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt")
+    """Whether it returns the product alone: routers are linear layers, too, and return tuples. One whose class is its
+    family's own (Falcon's) is asked."""
+    if not _is_linear(module):
+        return False
+    if type(module).__name__ in ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt"):
+        return True
+    weight = module.weight
+    try:
+        with torch.no_grad():
+            answer = module(torch.zeros(1, weight.shape[1], dtype=weight.dtype, device=weight.device))
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    return torch.is_tensor(answer) and answer.shape == (1, weight.shape[0])
 
 
 def _experts(model: Any) -> Iterator[str]:
