@@ -221,6 +221,13 @@ def test_columns_and_fields_of_which_nothing_is_made_are_named(workshop: Worksho
     assert result["unusedFields"] == ["sources[0]: id, url, messages[].name, messages[].rank"]
 
 
+def test_functions_that_the_template_has_no_place_for_are_named(workshop: Workshop) -> None:
+    row = {"messages": [said("user", "Why?"), said("assistant", "Air.")], "tools": TOOLS}
+    assert load(workshop, row)[1]["unusedFields"] == ["sources[0]: tools"]
+    _, result = load(workshop, row, vendor("qwen2_5"))
+    assert "unusedFields" not in result
+
+
 def test_nothing_before_the_first_answer_is_learned(workshop: Workshop) -> None:
     row = {"messages": [said("assistant", "Welcome."), said("user", "Who?"), said("assistant", "A wizard.")]}
     template = (workshop.layout.model / "chat_template.jinja").read_text()

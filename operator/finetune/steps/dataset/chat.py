@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
@@ -75,7 +75,7 @@ class ChatRenderer:
             )
         self._tokenizer, self._created = tokenizer, created
         self.unused: set[str] = set()
-        """Fields of messages that the template does not read."""
+        """What rows gave to the template and the template does not read."""
 
     def render(self, conversation: Conversation, *, all_learned: bool = False) -> Rendered:
         """The conversation as the template writes it. With `all_learned` nobody asks who speaks.
@@ -83,12 +83,12 @@ class ChatRenderer:
         Raises NotShown when something of it is missing in the text.
         """
         located = self._with_tools if conversation.tools else self._plain
-        self.unused.update(
-            name
-            for message in conversation.messages
-            for name in message.more
-            if name not in self.unused and not located.template.names(name)
-        )
+        read = located.template.names
+        for message in conversation.messages:
+            self.unused.update(f"messages[].{name}" for name in message.more if not read(name))
+        if conversation.tools and not read("tools"):
+            self.unused.add("tools")
+        self.unused.update(f"chat_template_kwargs.{name}" for name in conversation.variables if not read(name))
         return located.whole(conversation) if all_learned else located.rendered(conversation)
 
     @cached_property
@@ -157,6 +157,13 @@ class _Locator:
     def _text(self, conversation: Conversation) -> str:
         return self.template.render(conversation.messages, conversation.tools, conversation.variables)
 
+    def _without_tools(self, conversation: Conversation) -> str:
+        """Nothing where the template insists on them."""
+        try:
+            return self._text(replace(conversation, tools=()))
+        except MalformedRow:
+            return ""
+
     # ---- plain conversations: one rendering
 
     def _as_framed(self, conversation: Conversation, text: str) -> Rendered | None:
@@ -219,10 +226,8 @@ class _Locator:
     def _checked(self, conversation: Conversation, text: str, learned: dict[int, list[Span]]) -> Counter[Told]:
         told = Counter[Told]()
         messages = conversation.messages
-        for tool in conversation.tools:
-            name = tool.get("function", tool).get("name") if isinstance(tool.get("function", tool), dict) else None
-            if isinstance(name, str) and name not in text:
-                raise NotShown(f"the chat template does not show the function {name} of column tools")
+        if conversation.tools and self.template.names("tools") and self._without_tools(conversation) == text:
+            raise NotShown("the chat template does not show the functions of column tools")
         last_question = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
         for index, message in enumerate(messages):
             spans = learned.get(index)

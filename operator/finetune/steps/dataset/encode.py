@@ -149,7 +149,7 @@ class Encoder:
             if example.tools or example.variables:
                 raise MalformedRow("the row has tools or chat_template_kwargs; mask Colossal has no place for them")
             text, spans = colossal.conversation(example.messages, example.learned_from)
-            self.unused.update(name for message in example.messages for name in message.more)
+            self.unused.update(f"messages[].{name}" for message in example.messages for name in message.more)
             return _Draft(text, spans, opening=colossal.opening)
         text, masked = colossal.pair(*_texts(example))
         return _Draft(text, [(0, len(text))], masked=masked)

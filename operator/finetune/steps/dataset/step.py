@@ -186,7 +186,7 @@ class _Loading:
                 except MalformedRow as error:
                     raise _malformed(source, firsts[-1][0] + error.index // self._together, error) from error
                 before += len(source.rows)
-                source.unused += [f"messages[].{name}" for name in sorted(encoder.unused_fields)]
+                source.unused += sorted(encoder.unused_fields)
                 if self._in_pairs:
                     lost = len(source.rows) - int((encoded.sources == number).sum()) // 2
                     source.counts.dropped = in_pairs(source.counts.dropped, lost)
