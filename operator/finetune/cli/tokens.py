@@ -108,6 +108,12 @@ def tokens(
         spec = _spec(job, add_from, probe)
     except (InvalidJob, document.UnreadableFile) as error:
         refuse(error)
+    if spec.model.chat_template and not dry_run:
+        fail(
+            "spec.model.chatTemplate: this command adds tokens only, and would leave the model its own template",
+            ExitCode.USAGE,
+            "Remove chatTemplate from the file here, or look only with --dry-run; a job applies it.",
+        )
     with _work_folder(model, output) as folder:
         _place_list(spec, folder, documents, add_from)
         folder.write_job(job.name, "default", spec)

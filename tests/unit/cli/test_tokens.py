@@ -113,6 +113,15 @@ def test_the_tokens_of_a_job_and_its_list(finetune):
     assert code == 0 and row(output, "EGFR") and "TP53" not in output
 
 
+def test_a_chat_template_that_would_be_left_out_is_refused(finetune):
+    file = finetune.folder / "job.yaml"
+    file.write_text(JOB.replace('org/model"}', 'org/model", chatTemplate: {text: "{{ messages }}"}}') + TERMS)
+    code, output = finetune("model", "-f", file, "--no-reload", "--output", "new")
+    assert code == 64 and "spec.model.chatTemplate" in output
+    code, output = finetune("model", "-f", file, "--dry-run")
+    assert code == 0, output
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
