@@ -23,6 +23,10 @@ from finetune.controller.settings import MissingSettingError, Settings
 log = logging.getLogger("finetune.operator")
 
 
+class WatchError(Exception):
+    """kopf ended by itself; it has logged the details."""
+
+
 class NoDiffBase(kopf.DiffBaseStorage):
     """kopf compares each object with an annotation that it left; we decide from the whole state, and leave nothing."""
 
@@ -66,14 +70,17 @@ async def watch(replica: Replica, access: Access, stop: asyncio.Event) -> None:
     """Run kopf until `stop` is set."""
     registry = kopf.OperatorRegistry()
     namespaces = replica.settings.namespaces
-    await kopf.operator(
-        registry=registry,
-        settings=watches(replica, access, registry),
-        standalone=True,
-        clusterwide=not namespaces,
-        namespaces=list(namespaces),
-        stop_flag=stop,
-    )
+    try:
+        await kopf.operator(
+            registry=registry,
+            settings=watches(replica, access, registry),
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=list(namespaces),
+            stop_flag=stop,
+        )
+    except Exception as error:
+        raise WatchError(f"the watch of FineTuneJobs ended: {error!r}") from error
 
 
 async def run(settings: Settings) -> None:
@@ -81,7 +88,7 @@ async def run(settings: Settings) -> None:
     stop = asyncio.Event()
     access = await Access.load()
     try:
-        replica = Replica(settings, Api(access))
+        replica = Replica(settings, Api(access), of_lease=Api(access, connections=2))
 
         async def watched(replica: Replica, ended: asyncio.Event) -> None:
             running = asyncio.create_task(watch(replica, access, ended))
@@ -118,7 +125,7 @@ def main() -> None:
         gc.freeze()  # what the imports made stays for ever: no collection need look at it
         gc.set_threshold(5_000, 10, 10)
         asyncio.run(run(settings))
-    except (MissingSettingError, ConfigurationError) as error:
+    except (MissingSettingError, ConfigurationError, WatchError) as error:
         sys.exit(f"finetune-operator: {error}")
 
 

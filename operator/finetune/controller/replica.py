@@ -37,6 +37,7 @@ from finetune.controller.settings import Settings
 log = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 20.0
+_LOST = "the lease was lost before the first decision"
 
 Watch = Callable[["Replica", asyncio.Event], Coroutine[Any, Any, None]]
 """Runs the watches until the event is set; each change goes to `Replica.saw`."""
@@ -45,13 +46,14 @@ Watch = Callable[["Replica", asyncio.Event], Coroutine[Any, Any, None]]
 class Replica:
     """The parts, wired."""
 
-    def __init__(self, settings: Settings, api: Api) -> None:
+    def __init__(self, settings: Settings, api: Api, of_lease: Api) -> None:
+        """`of_lease` has connections of its own: a renewal waits for no other request."""
         self.settings = settings
         self.api = api
         self.store = Store()
         self.queue = WorkQueue()
         self.metrics = Metrics()
-        self.lease = Lease(api, settings.namespace, settings.lease, settings.identity, settings.lease_seconds)
+        self.lease = Lease(of_lease, settings.namespace, settings.lease, settings.identity, settings.lease_seconds)
         self.trust = Trust(api, settings.namespace, settings.ca_secret, _hosts(settings), self.lease.leading)
         self.watched = watched(settings.operator)
         self.resync = Resync(api, self.store, settings.namespaces or (None,), self.watched, self.enqueue)
@@ -147,21 +149,21 @@ class Replica:
         resync = asyncio.create_task(self.resync.run(self.settings.resync_seconds))
         workers: list[asyncio.Task[None]] = []
         try:
-            await self.lease.acquire()
+            await self._unless_ended(self.lease.acquire(), resync, "the comparison with the server ended")
             hold = asyncio.create_task(self.lease.hold())
             try:
                 if self._reporting:
-                    await self._unless_lost(self.trust.ready.wait(), hold)
+                    await self._unless_ended(self.trust.ready.wait(), hold, _LOST)
                 for event in listed:
-                    await self._unless_lost(event.wait(), hold)
+                    await self._unless_ended(event.wait(), hold, _LOST)
                 # The former leader may have written a moment ago: what it wrote must be known before the first visit.
-                await self._unless_lost(self.resync.fill(), hold)
+                await self._unless_ended(self.resync.fill(), hold, _LOST)
                 self._deciding = True
                 for key in self.store.job_keys():
                     self.enqueue(key)
                 visit = self.reconciler.visit
                 workers += [asyncio.create_task(self.queue.work(visit)) for _ in range(self.settings.workers)]
-                await asyncio.wait({hold, resync, *workers}, return_when=asyncio.FIRST_COMPLETED)
+                ended, _ = await asyncio.wait({hold, resync, *workers}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 self._deciding = False
                 self.queue.close()
@@ -170,17 +172,21 @@ class Replica:
                 await self.applier.drain()
                 hold.cancel()
                 await asyncio.shield(self.lease.release())
+            for task in ended:
+                task.result()
         finally:
             for task in (resync, *workers):
                 task.cancel()
 
     @staticmethod
-    async def _unless_lost(work: Awaitable[object], hold: asyncio.Task[None]) -> None:
+    async def _unless_ended(work: Awaitable[object], guard: asyncio.Task[None], what: str) -> None:
+        """Wait for the work, or for the end of what it needs: then raise its error, or `what` as one."""
         task = asyncio.ensure_future(work)
-        await asyncio.wait({task, hold}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, guard}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             task.cancel()
-            raise RuntimeError("the lease was lost before the first decision")
+            guard.result()
+            raise RuntimeError(what)
         task.result()
 
     async def _stop(self, tasks: dict[str, asyncio.Task[None]], watches_stop: asyncio.Event) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -118,6 +119,44 @@ async def test_credentials_that_are_no_longer_taken_are_loaded_anew_and_nothing_
     assert answers == [{"who": "Bearer first"}, {"who": "Bearer second"}]
     # The body is sent whole each time.
     assert server.asked[-2:] == [(("POST", f"Bearer {token}", '{"kind": "Job"}')) for token in ("first", "second")]
+
+
+async def test_a_plugin_that_hangs_is_given_up_with_a_word(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_LOADING_SECONDS", 0.2)
+    user = with_plugin(tmp_path, "first")
+    (tmp_path / "plugin.py").write_text("import time; time.sleep(1)")
+    with pytest.raises(ConfigurationError, match="took longer than"):
+        await Access.load(kubeconfig(tmp_path, server.url, user))
+    await asyncio.sleep(1.5)  # the client leaves the program running: its end belongs into this loop
+
+
+async def test_requests_that_are_given_up_start_no_plugin_each(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_LOADING_SECONDS", 20)
+    access = await Access.load(kubeconfig(tmp_path, server.url, with_plugin(tmp_path, "first")))
+    server.taken = "another"
+    started = 'import pathlib, time; (pathlib.Path(__file__).parent / "runs").open("a").write("y"); time.sleep(3)'
+    (tmp_path / "plugin.py").write_text(started)
+    api = Api(access, timeout=0.2)
+    for _ in range(4):
+        with pytest.raises(TimeoutError):
+            await api.get("/api")
+    await access._loading
+    assert (tmp_path / "runs").read_text() == "xy"
+    await access.close()
+
+
+@pytest.mark.parametrize("after", ["0.01", "Thu, 01 Jan 1970 00:00:00 GMT", "nan", None])
+async def test_kopf_is_told_to_try_again_whatever_retry_after_says(after):
+    async def busy(_: web.Request) -> web.Response:
+        return web.json_response({}, status=429, headers={"Retry-After": after} if after else {})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", busy)
+    async with TestServer(app) as running:
+        access = Access(Configuration(host=str(running.make_url("/")).rstrip("/")))
+        async with access.session() as session:
+            with pytest.raises(aiohttp.ClientConnectionError, match="429"):
+                await session.request("get", running.make_url("/apis"))
 
 
 async def test_kopfs_session_has_the_same_credentials_and_their_renewal(server, tmp_path):

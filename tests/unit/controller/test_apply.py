@@ -41,6 +41,24 @@ async def test_an_event_that_was_not_taken_is_posted_again(monkeypatch, trouble)
     assert await told(Api(trouble, trouble)) == [{"kind": "Event"}]
 
 
+async def test_slow_events_take_few_connections_and_news_is_dropped_before_it_piles_up(monkeypatch):
+    monkeypatch.setattr(apply, "_EVENTS_WAITING", 10)
+    monkeypatch.setattr(apply, "_DRAIN_SECONDS", 0.01)
+    under_way = []
+
+    class Slow(Api):
+        async def create(self, path, body):
+            under_way.append(body)
+            await asyncio.sleep(3600)
+
+    applier = Applier(Slow(), Store())
+    for number in range(50):
+        applier._tell(JOB, {"number": number})
+    await asyncio.sleep(0.01)
+    assert (len(under_way), len(applier._told)) == (4, 10)
+    await applier.drain()
+
+
 async def test_an_event_that_is_there_already_is_left_alone():
     assert await told(Api(ApiError(409, "AlreadyExists", "told"))) == []
 

@@ -31,6 +31,11 @@ async def server():
             headers = {"Retry-After": request.query["after"]} if "after" in request.query else {}
             body = {"reason": "TooManyRequests", "message": "storage is (re)initializing"}
             return web.json_response(body | {"details": {"retryAfterSeconds": 7}}, status=429, headers=headers)
+        if request.path.startswith("/says/"):
+            line = "\n" if request.query.get("watch") else ""
+            return web.Response(text=request.path.removeprefix("/says/") + line, content_type="text/html")
+        if request.path == "/elsewhere":
+            raise web.HTTPTemporaryRedirect(request.query["to"])
         if request.path == "/plain":
             return web.Response(status=502, text="bad gateway")
         if request.path == "/standing":
@@ -118,3 +123,26 @@ async def test_watches_that_stand_take_no_connection_from_short_requests(server)
         assert await server.get("/anything")
     for watch in watches:
         await watch.aclose()
+
+
+@pytest.mark.parametrize("said", ["<html>", "null", "[1]", "", '{"cut": '])
+async def test_an_answer_that_is_no_json_object_is_like_a_connection_that_broke(server, said):
+    with pytest.raises(ConnectionError, match="is no JSON"):
+        await server.get(f"/says/{said}")
+    with pytest.raises(ConnectionError, match="is no JSON"):
+        [event async for event in server.watch(f"/says/{said}", {})]
+
+
+async def test_the_token_goes_to_the_api_server_only(server):
+    seen = []
+
+    async def other(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("Authorization"))
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", other)
+    async with TestServer(app) as stranger:
+        with pytest.raises(ConnectionError, match="redirects to"):
+            await server.get("/elsewhere", {"to": str(stranger.make_url("/"))})
+    assert seen == []

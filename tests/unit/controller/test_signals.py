@@ -57,6 +57,8 @@ def test_every_row_has_its_test():
         ),
         (seen(disruption="DeletionByPodGC", disruption_message="node gone"), "node gone"),
         (seen(disruption="Eviction", verdict=Verdict("it was evicted")), "it was evicted"),
+        (seen(pod_reason="Evicted", exit_code=137, container_message="last words"), ""),
+        (seen(disruption="Eviction", container_message='{"step": "train"}'), ""),
         (seen(exit_code=75), "stopped on request after a checkpoint"),
         (seen(exit_code=69, container_message="no route"), "container train ended with exit code 69: no route"),
         (seen(job_exists=False), "somebody deleted its Job"),

@@ -127,6 +127,55 @@ async def test_a_list_that_the_server_forgot_half_way_is_read_from_its_beginning
     assert len(store.job_keys()) == 3
 
 
+@pytest.mark.parametrize("trouble", [ApiError(429, "", "busy", retry_after=1.0), ConnectionError("dropped")])
+async def test_what_changed_after_the_list_is_read_before_the_first_decision_however_busy_the_server(
+    no_pauses, trouble
+):
+    class Changing(Api):
+        async def get(self, path, query=None, accept=""):
+            if path.endswith("/tune"):
+                self.asked = getattr(self, "asked", 0) + 1
+                if self.asked == 1:
+                    raise trouble
+            page = await super().get(path, query, accept)
+            if "items" in page and not accept:
+                return page | {"items": []}  # the full list was read just before the job appeared
+            return page
+
+    store = Store()
+    await compared(Changing(FineTuneJob().build()), store)[0].fill()
+    assert store.job_keys() == [("team", "tune")]
+
+
+async def test_a_comparison_whose_list_the_server_forgot_begins_anew(no_pauses):
+    class Forgetful(Api):
+        forgot = 0
+
+        async def get(self, path, query=None, accept=""):
+            if accept and self.forgot < 2:
+                self.forgot += 1
+                raise ApiError(410, "Expired", "the continue token is too old")
+            return await super().get(path, query, accept)
+
+    store = Store()
+    await compared(Forgetful(FineTuneJob().build()), store)[0].fill()
+    assert len(store.job_keys()) == 1
+
+
+async def test_a_server_that_ends_each_watch_at_once_is_not_asked_without_a_pause():
+    api, asked = Api(), []
+
+    async def watch(path, query):
+        asked.append(path)
+        yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "5"}}}
+
+    api.watch = watch
+    following = asyncio.create_task(follow(api, "/apis/batch/v1/jobs", {}, lambda change, item: None))
+    await asyncio.sleep(0.5)
+    following.cancel()
+    assert 1 <= len(asked) <= 4
+
+
 @pytest.mark.parametrize(
     ("status", "said"), [(403, "finetunejobs.finetune.dev cannot be listed"), (401, "credentials")]
 )

@@ -19,6 +19,9 @@ import aiohttp
 import yaml
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from yarl import URL
+
+from finetune.controller.cluster import retry_after
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,9 @@ USER_AGENT = "finetune-operator"
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 _TRIES = 3
 _SECONDS_BETWEEN_LOADS = 5.0
+_LOADING_SECONDS = 60.0
+_ASKED_TO_WAIT = (408, 425, 429)
+_LONGEST_WAIT_SECONDS = 30.0
 _BUFFER_BYTES = 2**16
 """Read ahead for each connection. The client's own 2 MiB are for readers that want a whole line in the buffer."""
 
@@ -41,9 +47,16 @@ class Access:
     def __init__(self, configuration: Configuration, kubeconfig: str | None = None) -> None:
         self._configuration, self._kubeconfig = configuration, kubeconfig
         self._clients: list[ApiClient] = []
-        self._loading = asyncio.Lock()
+        self._loading: asyncio.Task[None] | None = None
         self._loaded_at = time.monotonic()
-        configuration.client_session_kwargs = {"middlewares": (self._authorise,), "read_bufsize": _BUFFER_BYTES}
+        self._origin = URL(configuration.host).origin()
+        # A pod reaches its API server without a proxy, whatever the environment says for the rest of the world.
+        self._trust_environment = kubeconfig is not None
+        configuration.client_session_kwargs = {
+            "middlewares": (self._authorise,),
+            "read_bufsize": _BUFFER_BYTES,
+            "trust_env": self._trust_environment,
+        }
 
     @classmethod
     async def load(cls, environment: Mapping[str, str] = os.environ) -> Access:
@@ -72,8 +85,8 @@ class Access:
             connector=aiohttp.TCPConnector(limit=0, ssl=self._of_sessions.rest_client.ssl_context),
             headers={"User-Agent": USER_AGENT},
             proxy=self._configuration.proxy,
-            trust_env=True,
-            middlewares=(self._authorise,),
+            trust_env=self._trust_environment,
+            middlewares=(_patient, self._authorise),
             read_bufsize=_BUFFER_BYTES,
         )
 
@@ -90,6 +103,8 @@ class Access:
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         """Give a request the credentials of the moment; where they are refused, load them anew and ask again."""
+        if request.url.origin() != self._origin:  # credentials are for nobody else
+            raise aiohttp.ClientConnectionError(f"the API server redirects to {request.url.origin()}")
         request.server_hostname = self._configuration.tls_server_name
         for left in reversed(range(_TRIES)):
             asked_at = time.monotonic()
@@ -113,19 +128,38 @@ class Access:
         return token.strip()  # the client reads a token file to its end, line break included, which no header may have
 
     async def _reload(self, asked_at: float) -> None:
-        """Load the credentials again, unless that happened since they were used; not more often than now and then."""
-        async with self._loading:
-            if self._loaded_at > asked_at:
-                return
+        """Load the credentials again, unless that happened since they were used. All requests wait for one loading, and
+        none that is given up ends it."""
+        if self._loaded_at > asked_at:
+            return
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._load_again())
+        await asyncio.shield(self._loading)
+
+    async def _load_again(self) -> None:
+        """Not more often than now and then. What cannot be loaded leaves the credentials as they are."""
+        try:
             await asyncio.sleep(max(0.0, self._loaded_at + _SECONDS_BETWEEN_LOADS - time.monotonic()))
-            try:
-                await _load_into(self._configuration, self._kubeconfig)
-            except ConfigurationError as error:
-                log.warning("the credentials could not be loaded again: %s", error)
-            self._loaded_at = time.monotonic()
+            await _load_into(self._configuration, self._kubeconfig)
             if certificate := self._configuration.cert_file:
                 for client in self._clients:
                     client.rest_client.ssl_context.load_cert_chain(certificate, self._configuration.key_file)
+        except (ConfigurationError, OSError) as error:
+            log.warning("the credentials could not be loaded again: %s", error)
+        finally:
+            self._loaded_at, self._loading = time.monotonic(), None
+
+
+async def _patient(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """For kopf, which knows a Retry-After only as a whole number, and takes it however large: wait here, within reason,
+    and let it try again as after a dropped connection."""
+    response = await handler(request)
+    if response.status not in _ASKED_TO_WAIT:
+        return response
+    after = retry_after.seconds(response.headers.get("Retry-After", ""))
+    response.close()
+    await asyncio.sleep(min(1.0 if after is None else after, _LONGEST_WAIT_SECONDS))
+    raise aiohttp.ClientConnectionError(f"the server answered {response.status}")
 
 
 def _kubeconfig(environment: Mapping[str, str]) -> str | None:
@@ -144,7 +178,10 @@ async def _load_into(configuration: Configuration, kubeconfig: str | None) -> No
         if kubeconfig is None:
             load_incluster_config(client_configuration=configuration)
         else:
-            await load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+            async with asyncio.timeout(_LOADING_SECONDS):  # an exec plug-in may hang
+                await load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+    except TimeoutError as error:
+        raise ConfigurationError(f"the kubeconfig {kubeconfig} took longer than {_LOADING_SECONDS:.0f} s") from error
     except (ConfigException, OSError, ValueError, yaml.YAMLError) as error:
         where = f"the kubeconfig {kubeconfig}" if kubeconfig else "the pod's service account"
         raise ConfigurationError(f"{where} cannot be used: {error}") from error

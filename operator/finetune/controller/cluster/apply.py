@@ -30,6 +30,10 @@ PROGRESS_MANAGER = "finetune-progress"
 """Owner of `status.progress`: any replica may receive a pod's report and write it."""
 
 _DRAIN_SECONDS = 5.0
+_EVENTS_AT_ONCE = 4
+"""Events wait for one another, not status writes for Events, where a webhook makes them slow."""
+_EVENTS_WAITING = 1000
+_EVENT_SECONDS = 300.0
 
 
 class NotLeadingError(Exception):
@@ -66,6 +70,7 @@ class Applier:
     identity: str = ""
     leading: Callable[[], bool] = lambda: True
     _told: set[asyncio.Task[None]] = field(default_factory=set)
+    _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_EVENTS_AT_ONCE))
 
     async def apply(self, observed: Observed, decision: Decision) -> Applied:
         """Carry the decision out. Raises ApiError when the server cannot be reached or the job changed meanwhile."""
@@ -127,12 +132,16 @@ class Applier:
             raise NotLeadingError
 
     def _tell(self, observed: Observed, body: dict[str, Any]) -> None:
-        """Post an Event beside the work, which does not wait for it."""
+        """Post an Event beside the work, which does not wait for it. News that nobody took for long is dropped."""
+        if len(self._told) >= _EVENTS_WAITING:
+            return
         create = functools.partial(self.api.create, EVENTS.path(observed.namespace), body)
 
         async def post() -> None:
-            with contextlib.suppress(ApiError):  # told already (409), or the namespace goes (403, 404)
-                await until_answered(create, f"{observed.namespace}/{observed.name}: an Event is not posted yet")
+            # Told already (409), or the namespace goes (403, 404).
+            with contextlib.suppress(ApiError, TimeoutError):
+                async with asyncio.timeout(_EVENT_SECONDS), self._turns:
+                    await until_answered(create, f"{observed.namespace}/{observed.name}: an Event is not posted yet")
 
         task = asyncio.get_running_loop().create_task(post())
         self._told.add(task)

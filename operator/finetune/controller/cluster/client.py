@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -17,6 +15,7 @@ import aiohttp
 import orjson
 from kubernetes.aio.client import ApiClient
 
+from finetune.controller.cluster import retry_after
 from finetune.controller.cluster.access import Access
 
 APPLY = "application/apply-patch+yaml"
@@ -75,14 +74,14 @@ class Api:
 
     async def watch(self, path: str, query: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
         """Watch events until the server ends the stream."""
-        limit = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_WATCH_SECONDS + 30)
+        limit = aiohttp.ClientTimeout(total=None, connect=20, sock_connect=10, sock_read=_WATCH_SECONDS + 30)
         query = {**query, "watch": "true", "timeoutSeconds": str(_WATCH_SECONDS), "allowWatchBookmarks": "true"}
         async with self._answer(self._watches, "GET", path, query, limit=limit) as response:
             parts: list[bytes] = []
             async for chunk in response.content.iter_any():
                 *lines, rest = chunk.split(b"\n")
                 for line in lines:
-                    yield orjson.loads(b"".join((*parts, line)))
+                    yield _decoded(b"".join((*parts, line)))
                     parts.clear()
                 if rest:
                     parts.append(rest)
@@ -101,7 +100,7 @@ class Api:
             self.counted(method, path)
         headers = {"Accept": accept or "application/json", "Content-Type": content_type}
         async with self._answer(self._requests, method, path, query, headers, body, self._timeout) as response:
-            return dict(orjson.loads(await response.read()))
+            return _decoded(await response.read())
 
     @contextlib.asynccontextmanager
     async def _answer(
@@ -127,25 +126,24 @@ class Api:
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
 
 
+def _decoded(answer: bytes) -> dict[str, Any]:
+    """A JSON object; whatever else comes is not the API server's: a proxy's page, an answer that was cut."""
+    try:
+        found = orjson.loads(answer)
+    except orjson.JSONDecodeError as error:
+        raise ConnectionError(f"the answer is no JSON: {answer[:80]!r}") from error
+    if not isinstance(found, dict):
+        raise ConnectionError(f"the answer is no JSON object: {answer[:80]!r}")
+    return found
+
+
 def _error(response: aiohttp.ClientResponse, answer: bytes) -> ApiError:
-    after = _seconds(response.headers.get("Retry-After", ""))
+    after = retry_after.seconds(response.headers.get("Retry-After", ""))
     try:
         said = orjson.loads(answer)
         reason, message = str(said.get("reason", "")), str(said.get("message", ""))
         if after is None:
-            after = _seconds(str((said.get("details") or {}).get("retryAfterSeconds", "")))
+            after = retry_after.seconds(str((said.get("details") or {}).get("retryAfterSeconds", "")))
     except (orjson.JSONDecodeError, AttributeError):
         reason, message = "", answer.decode(errors="replace")[:1024]
     return ApiError(response.status, reason, message, after)
-
-
-def _seconds(after: str) -> float | None:
-    """A Retry-After in seconds: it is a number of them, or (RFC 9110, 10.2.3) a date; None for anything else."""
-    try:
-        return max(0.0, float(after))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(after) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None

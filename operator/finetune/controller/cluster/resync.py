@@ -7,15 +7,14 @@ here; what stays behind is fetched, and when that happens twice in a row the wat
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune.controller.cluster.access import ConfigurationError
-from finetune.controller.cluster.backoff import UNREACHABLE, until_answered
+from finetune.controller.cluster.backoff import UNREACHABLE, BackOff, until_answered
 from finetune.controller.cluster.client import METADATA_ONLY, Api, ApiError
 from finetune.controller.cluster.resources import Resource
 from finetune.controller.cluster.store import Key, Store
@@ -26,6 +25,12 @@ _PAGE = "100"
 _TOLERATED_ROUNDS = 2
 _GRACE_SECONDS = 3.0
 """A watch that lives brings a change well within this."""
+
+
+Versions = dict[tuple[str, str], tuple[str, int]]
+"""UID and resourceVersion of objects, by namespace and name."""
+
+_Read = TypeVar("_Read")
 
 
 @dataclass
@@ -48,22 +53,16 @@ class Resync:
         for resource in self.watched:
             try:
                 for namespace in self.namespaces:
-                    await self._read(resource, namespace)
+                    await _anew_when_expired(functools.partial(self._read, resource, namespace))
                 await self._compare(resource)
             except ApiError as error:
                 raise _final(error, resource) from error
 
     async def _read(self, resource: Resource, namespace: str | None) -> None:
-        """Feed the store with one list; from its beginning again when the server forgot where we were (410)."""
-        while True:
-            try:
-                async for page in self._pages(resource, namespace):
-                    for item in page.get("items") or ():
-                        self.store.feed({**item, "kind": resource.kind})
-                return
-            except ApiError as error:
-                if error.status != 410:
-                    raise
+        """Feed the store with one list."""
+        async for page in self._pages(resource, namespace):
+            for item in page.get("items") or ():
+                self.store.feed({**item, "kind": resource.kind})
 
     async def run(self, seconds: float) -> None:
         """Compare every so often, for ever."""
@@ -103,13 +102,7 @@ class Resync:
         """Remove what is gone, fetch what the watch has not brought within the grace; the latter is returned."""
         behind = set()
         for namespace in self.namespaces:
-            seen: dict[tuple[str, str], tuple[str, int]] = {}
-            version = 0
-            async for page in self._pages(resource, namespace, METADATA_ONLY):
-                version = version or int(page["metadata"]["resourceVersion"])
-                for item in page.get("items") or ():
-                    metadata = item["metadata"]
-                    seen[metadata["namespace"], metadata["name"]] = metadata["uid"], int(metadata["resourceVersion"])
+            seen, version = await _anew_when_expired(functools.partial(self._versions, resource, namespace))
             self.forget_missing(resource, namespace, {uid for uid, _ in seen.values()}, version)
             if self._older(resource, seen):
                 await asyncio.sleep(grace)
@@ -118,6 +111,17 @@ class Resync:
                     await self._fetch(resource, *place)
         return behind
 
+    async def _versions(self, resource: Resource, namespace: str | None) -> tuple[Versions, int]:
+        """What one list holds, and its resourceVersion."""
+        seen: Versions = {}
+        version = 0
+        async for page in self._pages(resource, namespace, METADATA_ONLY):
+            version = version or int(page["metadata"]["resourceVersion"])
+            for item in page.get("items") or ():
+                metadata = item["metadata"]
+                seen[metadata["namespace"], metadata["name"]] = metadata["uid"], int(metadata["resourceVersion"])
+        return seen, version
+
     def forget_missing(self, resource: Resource, namespace: str | None, uids: set[str], version: int) -> None:
         """Remove what a list of that resourceVersion should have held and did not."""
         for place, (uid, known_version) in self.store.versions(resource.kind).items():
@@ -125,14 +129,18 @@ class Resync:
             if mine and known_version <= version and uid not in uids:
                 self._tell(self.store.remove(resource.kind, *place, uid=uid))
 
-    def _older(self, resource: Resource, seen: dict[tuple[str, str], tuple[str, int]]) -> list[tuple[str, str]]:
+    def _older(self, resource: Resource, seen: Versions) -> list[tuple[str, str]]:
         """What the store has not seen in the version that the server listed."""
         known = self.store.versions(resource.kind)
         return [place for place, (_, newest) in seen.items() if known.get(place, ("", 0))[1] < newest]
 
     async def _fetch(self, resource: Resource, namespace: str, name: str) -> None:
-        with contextlib.suppress(ApiError):
-            self._tell(self.store.feed(await self.api.get(resource.path(namespace, name))))
+        get = functools.partial(self.api.get, resource.path(namespace, name))
+        try:
+            self._tell(self.store.feed(await until_answered(get, f"{resource.kind} {namespace}/{name} cannot be read")))
+        except ApiError as error:
+            if error.status != 404:
+                raise
 
     def _tell(self, key: Key | None) -> None:
         if key is not None:
@@ -153,6 +161,18 @@ class Resync:
             query["continue"] = token
 
 
+async def _anew_when_expired(read: Callable[[], Awaitable[_Read]]) -> _Read:
+    """What `read` makes of a list; from its beginning again when the server forgot where we were (410)."""
+    waits = BackOff()
+    while True:
+        try:
+            return await read()
+        except ApiError as error:
+            if error.status != 410:
+                raise
+            await asyncio.sleep(waits.after(error))
+
+
 def _final(error: ApiError, resource: Resource) -> ConfigurationError:
     """The sentence for a list that the server will not give, however often it is asked."""
     name = f"{resource.plural}.{resource.group}".rstrip(".")
@@ -161,4 +181,5 @@ def _final(error: ApiError, resource: Resource) -> ConfigurationError:
         return ConfigurationError(f"the API server does not know {name}; {remedy}")
     if error.status == 401:
         return ConfigurationError(f"the API server does not accept the operator's credentials: {error.message}")
-    return ConfigurationError(f"{name} cannot be listed: {error}; the Helm chart's RBAC (rbac.create) allows it")
+    remedy = "; the Helm chart's RBAC (rbac.create) allows it" if error.status == 403 else ""
+    return ConfigurationError(f"{name} cannot be listed: {error}{remedy}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from finetune.controller.cluster.client import Api, ApiError
 log = logging.getLogger(__name__)
 
 _PAGE = "100"
+_SHORT_SECONDS = 1.0
 _LONGEST_SECONDS = 10.0
 """The longest pause before a broken watch begins anew: until then its news come with the comparison only."""
 
@@ -54,16 +56,15 @@ async def follow(
             if listed is not None:
                 listed.set()
             while True:
-                brought = False
+                began = time.monotonic()
                 async for change in api.watch(path, {**query, "resourceVersion": version}):
-                    brought = True
                     item = change["object"]
                     if change["type"] == "ERROR":
-                        raise ApiError(int(item.get("code", 410)), str(item.get("reason")), str(item.get("message")))
+                        raise ApiError(int(item.get("code") or 410), str(item.get("reason")), str(item.get("message")))
                     version = item["metadata"]["resourceVersion"]
                     if change["type"] != "BOOKMARK":
                         see(change["type"], item)
-                if brought:
+                if time.monotonic() - began > _SHORT_SECONDS:
                     waits.reset()
                 else:  # a server that ends each watch at once is not asked without a pause
                     await asyncio.sleep(waits.after())

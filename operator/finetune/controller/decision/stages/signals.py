@@ -78,7 +78,7 @@ class Signal(NamedTuple):
     seen: Callable[[Seen], bool]
     outcome: AttemptOutcome
     reason: Callable[[Seen], str]
-    message: Callable[[Seen], str] = lambda seen: ""
+    message: Callable[[Seen], str] | None = None
 
 
 class Classed(NamedTuple):
@@ -168,7 +168,7 @@ def classed(seen: Seen) -> Classed:
     """The class that the first signal gives; where the step itself reported an error, in the step's words."""
     signal = next(row for row in SIGNALS if row.seen(seen))
     reason = signal.reason(seen)
-    message = signal.message(seen) or seen.container_message or seen.verdict.text
+    message = signal.message(seen) if signal.message else seen.container_message or seen.verdict.text
     error = seen.error
     if error is None and signal.outcome == AttemptOutcome.OUT_OF_MEMORY:
         error = StepError(reason=reason, message=message, hint=_memory_hint(seen.step))
