@@ -68,7 +68,9 @@ def test_the_folder_that_it_makes_is_a_proven_model_of_its_own(finetune):
     assert code == 0, output
     assert "a copy of <|im_start|>" in output
     assert "how likely each token is right after “Why?”" in output
-    assert "✔ proven: 1 new tokens round-trip, loads strictly" in output
+    assert "✔ proven: 1 new tokens round-trip, tokenizer.json and transformers give the same ids" in " ".join(
+        output.split()
+    )
     made = finetune.folder / "out/new"
     assert json.loads((made / "finetune-tokens.json").read_text())[0]["init"] == {"copyOf": "<|im_start|>", "row": 1}
     assert json.loads((made / "finetune-reload.json").read_text())["message"] == "Why?"

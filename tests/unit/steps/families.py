@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.models import write_tokenizer
 
@@ -87,6 +87,8 @@ def tiny_of(
                 parameter.add_(torch.randn(parameter.shape).to(dtype) * 0.1)
     model.save_pretrained(folder, max_shard_size=shard)
     write_tokenizer(folder, VOCABULARY)
+    if family == "qwen2":  # transformers builds its tokenizer by rules of its own, whatever the files say
+        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
     return folder
 
 
