@@ -44,6 +44,9 @@ SECONDS_BETWEEN_CHANGES = 8.0
 NOT_WORSE = 0.95
 """Of two runs of one and the same build one is up to a twentieth slower."""
 
+SECONDS_AFTER_DEFINITION = 5.0
+"""The server answers 429 while it takes in a definition that changed, and builds before this one end at that."""
+
 PHASES = ("Downloading", "AddingTokens", "Reloading", "LoadingDataset")
 
 
@@ -307,11 +310,17 @@ class Build:
     name: str
     source: Path | None = None
 
+    def install(self, cluster: Cluster) -> None:
+        """Its own definition: an operator that is older than that cannot read what the server fills in."""
+        install_crd(cluster, *([self.source.parent / "manifests" / "crd.yaml"] if self.source else []))
+        time.sleep(SECONDS_AFTER_DEFINITION)
+
 
 async def loaded(
     cluster: Cluster, api: Api, build: Build, count: int, log: Path
 ) -> tuple[dict[str, float], dict[str, float]]:
     """What a build does with so many FineTuneJobs, and the rate of its requests without an operator."""
+    build.install(cluster)
     with fresh_namespace(cluster, "bench-ftj", wait=True) as namespace:
         operator = OperatorProcess(cluster, namespace, namespace, log, build.source, FINETUNE_LEASE_SECONDS="15")
         operator.start()
@@ -326,6 +335,7 @@ async def loaded(
 
 async def responsive(cluster: Cluster, api: Api, build: Build, live: int, log: Path) -> dict[str, float]:
     """How fresh a build keeps the status of so many running jobs."""
+    build.install(cluster)
     with fresh_namespace(cluster, "bench-live", wait=True) as namespace:
         operator = OperatorProcess(cluster, namespace, namespace, log, build.source, FINETUNE_LEASE_SECONDS="15")
         operator.start()
@@ -337,7 +347,6 @@ async def responsive(cluster: Cluster, api: Api, build: Build, live: int, log: P
 
 async def measure(cluster: Cluster, count: int, live: int, builds: Sequence[Build], log: Path) -> list[Row]:
     os.environ["KUBECONFIG"] = str(cluster.kubeconfig)
-    install_crd(cluster)
     access = await Access.load()
     api = Api(access, connections=CLIENTS + 8, timeout=60)
     rows: list[Row] = []

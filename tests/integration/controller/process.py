@@ -19,9 +19,9 @@ from tests.cluster import Cluster
 CRD = Path(__file__).parents[3] / "manifests" / "crd.yaml"
 
 
-def install_crd(cluster: Cluster) -> None:
+def install_crd(cluster: Cluster, definition: Path = CRD) -> None:
     """The definition that these operators serve; it stays."""
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", CRD)
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", definition)
     cluster.until_served("finetunejobs.finetune.dev")
 
 
