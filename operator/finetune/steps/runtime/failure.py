@@ -7,7 +7,6 @@ from typing import Any
 
 from finetune.api.contract import ExitCode, StepError
 
-
 _MISTAKES = (TypeError, AttributeError, NameError, ImportError, NotImplementedError)
 """What Python raises where code does not fit code: the same input meets it again."""
 
