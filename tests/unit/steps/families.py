@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.models import write_tokenizer
@@ -68,12 +70,13 @@ def tiny_of(
     dtype: torch.dtype = torch.bfloat16,
     padding: int = 0,
     shard: str = "5GB",
+    tokenizer: Path | None = None,
     **settings: Any,
 ) -> Path:
     """Write a checkpoint of the family, its rows beyond the tokenizer being `padding`, with biases and norms that are
-    not all zeros and ones."""
+    not all zeros and ones. The tokenizer's files are those of a folder, or trained on the spot."""
     torch.manual_seed(0)
-    rows = VOCABULARY + padding
+    rows = (length_of(tokenizer) if tokenizer else VOCABULARY) + padding
     own = OWN.get(family, {})
     if "text_config" in own:
         wanted = {**own, "text_config": {**own["text_config"], "vocab_size": rows, **settings}}
@@ -86,10 +89,22 @@ def tiny_of(
             if parameter.ndim == 1:
                 parameter.add_(torch.randn(parameter.shape).to(dtype) * 0.1)
     model.save_pretrained(folder, max_shard_size=shard)
+    if tokenizer:
+        shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+        return folder
     write_tokenizer(folder, VOCABULARY)
     if family == "qwen2":  # transformers builds its tokenizer by rules of its own, whatever the files say
         AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
     return folder
+
+
+def length_of(tokenizer: Path) -> int:
+    """How many rows the tokenizer in a folder needs."""
+    path = tokenizer / "tokenizer.json"
+    if path.is_file():
+        return max(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values()) + 1
+    vocabulary = json.loads((tokenizer / "tekken.json").read_bytes())
+    return int(vocabulary["config"]["default_vocab_size"])
 
 
 def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:

