@@ -90,8 +90,8 @@ bench-tokens: $(READY) ## add-tokens beside cp and transformers (SIZES=0.5,2,4,8
 	$(BIN)/python -m tests.bench.tokens $(if $(SIZES),--sizes $(SIZES))
 
 .PHONY: families
-families: $(READY) ## docs/families.md: what each family of models can do, every cell run
-	$(BIN)/python -m tests.families
+families: $(READY) ## docs/families.md: what each family of models can do, every cell run (ROWS="NAME ...": these alone)
+	$(BIN)/python -m tests.families $(ROWS)
 
 .PHONY: bench-vocabulary
 bench-vocabulary: $(READY) ## vocabulary learning on Tang poems: compactness, protection of English, 100 MB

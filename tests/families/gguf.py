@@ -28,6 +28,10 @@ TOKENS: list[dict[str, Any]] = [
     {"content": "Anämie"},
 ]
 TEXT = "Why? <think>Air scatters\nshort waves</think> <|plan|>Anämie."
+STRIPPED = (
+    "with rstrip for the new tokens: in models called Phi-3 llama.cpp strips the white space behind every token, and "
+    "add-tokens warns of it"
+)
 CLOSE = 0.02
 """How far logarithms of probabilities may be apart, of the width of all; llama.cpp keeps keys and values in f16."""
 
@@ -48,9 +52,9 @@ def gguf_of(name: str, base: Path, folder: Path) -> str:
     """`yes`, with what is llama.cpp's own matter, or what is wrong; StepFailure where a step refuses."""
     training = {"method": "Full", "maxSteps": 1, "learningRate": 1e-2}
     dataset = {"packing": "Disabled"}
-    run = Run.at(
-        folder / "run", training, tokens=TOKENS, model=base, dataset=dataset, output={"uri": "pvc://data/out"}
-    )
+    strips = _strips(base)
+    tokens = [token | {"rstrip": True} for token in TOKENS] if strips else TOKENS
+    run = Run.at(folder / "run", training, tokens=tokens, model=base, dataset=dataset, output={"uri": "pvc://data/out"})
     run.go()
     save(run.job, run.workshop.layout)
     folders = [run.base, run.workshop.layout.claims / "data/out"]
@@ -74,7 +78,17 @@ def gguf_of(name: str, base: Path, folder: Path) -> str:
         already = {reading.text for reading in _differences(base, [*own], answer)}
         if already != own:
             return f"ids of {min(own - already)!r} differ, and did not in the base model"
-    return "yes" + (f"; llama.cpp reads {min(own)!r} otherwise, in the base model too" if own else "")
+    if own:
+        return f"yes; llama.cpp reads {min(own)!r} otherwise than tokenizer.json, in the base model too"
+    return f"yes; {STRIPPED}" if strips else "yes"
+
+
+def _strips(base: Path) -> bool:
+    """Whether most tokens of the base swallow the white space behind them: of such models add-tokens says that the new
+    ones need it too."""
+    path = base / "tokenizer.json"
+    added = Tokenizer.from_file(str(path)).get_added_tokens_decoder().values() if path.is_file() else []
+    return sum(token.rstrip for token in added) * 2 > len(added)
 
 
 def _asked(name: str, folders: Sequence[Path], texts: Sequence[str], folder: Path) -> list[Answer]:
@@ -85,8 +99,7 @@ def _asked(name: str, folders: Sequence[Path], texts: Sequence[str], folder: Pat
 def _differences(folder: Path, texts: Sequence[str], answer: Answer) -> list[Reading]:
     encodings = _tokenizer(folder).encode_batch(list(texts), add_special_tokens=False)
     readings = (
-        Reading(text, encoding.ids, found)
-        for text, encoding, found in zip(texts, encodings, answer.ids, strict=True)
+        Reading(text, encoding.ids, found) for text, encoding, found in zip(texts, encodings, answer.ids, strict=True)
     )
     return [reading for reading in readings if reading.expected != reading.found]
 

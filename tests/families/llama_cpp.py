@@ -118,5 +118,5 @@ def read(questions: Sequence[Question], folder: Path) -> list[Answer]:
     )
     if process.returncode or not answers.is_file():
         said = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
-        raise Refused(f"the binding: {next((line for line in said if 'error' in line.lower()), said[-1])}")
+        raise Refused(f"the binding: {next((line for line in said if ': error' in line), said[-1])}")
     return [Answer(**answer) for answer in json.loads(answers.read_text())]

@@ -1,40 +1,27 @@
-"""What each family of models can do here, run on tiny random checkpoints with the tensor names of published ones:
-`make families` writes docs/families.md, and a test runs some of the rows anew.
-
-Each cell is a run: `tokens` adds two, `reload` proves the extended model, `Full` and `LoRA` train a step, the published
-folder of the one loads strictly with every tensor that the base has, that of the other answers as base and adapter do.
+"""The rows of docs/families.md: families of models, as tiny random checkpoints with the tensor names of published ones,
+each with a tokenizer, and with the chat template that its vendor gave it.
 """
 
 from __future__ import annotations
 
-import logging
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 
-from finetune.steps.reload.step import run as reload
-from finetune.steps.runtime.failure import StepFailure
-from finetune.steps.save.step import run as save
-from tests.unit.steps.families import edit_config, tiny_of
+from tests.unit.steps.families import SMALL, edit_config, tiny_of
 from tests.unit.steps.published import quantised, with_prediction_layer
-from tests.unit.steps.runs import Run
 
-DOCUMENT = Path(__file__).parents[1] / "docs/families.md"
-COLUMNS = ("tokens", "reload", "Full", "LoRA", "merge")
-IDS = [5, 9, 40, 41]
+SCALE = {"query_pre_attn_scalar": SMALL["head_dim"]}
+PUBLISHED = dict.fromkeys(("gemma2", "gemma3_text", "gemma3"), SCALE)
+"""Settings that published checkpoints have too: llama.cpp knows of no other scale of attention than theirs."""
 
-DENSE = (
-    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "gpt2", "gpt_neox", "gptj",
-    "falcon", "bloom", "opt", "olmo2", "granite", "smollm3", "stablelm", "starcoder2", "glm4",
-)  # fmt: skip
-EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "phimoe", "granitemoe", "gpt_oss")
-PREDICTING = ("glm4_moe", "deepseek_v3", "qwen3_5")
-REFUSED = ("t5", "bart", "bert")
+WRITTEN: dict[str, dict[str, Any]] = {"gpt2": {"n_ctx": 1024}, "gpt_neox": {"rotary_pct": 0.25}}
+"""Fields of published config.json that transformers 5 does not write, and llama.cpp's converter asks for."""
+
+Make = Callable[[Path, Path | None], Any]
+"""Write a checkpoint into a folder, with the tokenizer in another one, or with a small one trained on the spot."""
 
 
 class Family(NamedTuple):
@@ -42,156 +29,100 @@ class Family(NamedTuple):
 
     kind: str
     name: str
-    make: Callable[[Path], Any]
+    make: Make
+    tokenizer: str | None = None
+    """The vendor whose tokenizer every column has, and not only GGUF: llama.cpp's converter takes few others."""
+    gguf: str | None = None
+    """The vendor whose tokenizer the column GGUF has."""
+    template: str | None = None
+    """The vendor's chat template, by trl's name."""
 
 
-def _plain(family: str, **settings: Any) -> Callable[[Path], Any]:
-    return lambda folder: tiny_of(folder, family, dtype=torch.float32, **settings)
+def _plain(family: str) -> Make:
+    def make(folder: Path, tokenizer: Path | None) -> None:
+        # weights that are large enough for every part of a layer to matter to the logits
+        tiny_of(
+            folder, family, dtype=torch.float32, tokenizer=tokenizer, initializer_range=0.1, **PUBLISHED.get(family, {})
+        )
+        edit_config(folder, **WRITTEN.get(family, {}))
+
+    return make
 
 
-def _declared(family: str, **config: Any) -> Callable[[Path], Any]:
-    def make(folder: Path) -> None:
+def _predicting(family: str) -> Make:
+    def make(folder: Path, tokenizer: Path | None) -> None:
+        with_prediction_layer(folder, family, copies=family != "qwen3_5", tokenizer=tokenizer)
+
+    return make
+
+
+def _declared(family: str, **config: Any) -> Make:
+    def make(folder: Path, tokenizer: Path | None) -> None:
         tiny_of(folder, "llama")
         edit_config(folder, **({"model_type": family, "architectures": None} | config))
 
     return make
 
 
+def _quantised(method: str) -> Make:
+    return lambda folder, tokenizer: quantised(folder, method)
+
+
+def _family(kind: str, name: str, gguf: str | None = None, template: str | None = None) -> Family:
+    return Family(kind, name, _plain(name), None, gguf, template)
+
+
+def _sentencepiece(name: str, tokenizer: str, gguf: str | None = None, template: str | None = None) -> Family:
+    """A family that is published with tokenizer.model."""
+    title = name if tokenizer == "Gemma" else f"{name} ({tokenizer})"
+    return Family("sentencepiece", title, _plain(name), tokenizer, gguf or tokenizer, template)
+
+
+ELSE = "SmolLM2"
+"""The vendor whose tokenizer stands in where no package carries the family's own, in the column GGUF."""
+
 FAMILIES = (
-    *(Family("dense", name, _plain(name)) for name in DENSE),
-    *(Family("experts", name, _plain(name)) for name in EXPERTS),
-    Family("several parts", "gemma3", _plain("gemma3")),
-    *(
-        Family(
-            "prediction layer",
-            name,
-            lambda folder, name=name: with_prediction_layer(folder, name, copies=name != "qwen3_5"),
-        )  # type: ignore[misc]
-        for name in PREDICTING
-    ),
-    Family("quantised", "gpt_oss (MXFP4)", lambda folder: quantised(folder, "mxfp4")),
-    Family("quantised", "qwen3 (FP8)", lambda folder: quantised(folder, "fp8")),
+    _family("dense", "llama", "Llama 3", "llama3_1"),
+    _family("dense", "qwen2", "Qwen3", "qwen2_5"),
+    _family("dense", "qwen3", "Qwen3", "qwen3"),
+    _family("dense", "phi", ELSE),
+    _family("dense", "gpt2", ELSE),
+    _family("dense", "gpt_neox", ELSE),
+    _family("dense", "gptj", ELSE),
+    _family("dense", "falcon", ELSE),
+    _family("dense", "bloom", ELSE),
+    _family("dense", "opt", ELSE),
+    _family("dense", "olmo2", ELSE),
+    _family("dense", "granite", ELSE),
+    _family("dense", "smollm3", ELSE),
+    _family("dense", "stablelm", ELSE),
+    _family("dense", "starcoder2", ELSE),
+    _family("dense", "glm4", ELSE),
+    _sentencepiece("llama", "Llama 2"),
+    _sentencepiece("mistral", "Mistral v1"),
+    _sentencepiece("mistral", "Mistral v3"),
+    _sentencepiece("phi3", "Phi-3", template="phi3"),
+    _sentencepiece("gemma", "Gemma", template="gemma"),
+    _sentencepiece("gemma2", "Gemma", template="gemma"),
+    _sentencepiece("gemma3_text", "Gemma", "Gemma 3", "gemma3"),
+    Family("tekken", "mistral (Tekken)", _plain("mistral"), "Tekken", "Tekken"),
+    _family("experts", "mixtral", "Mistral v1"),
+    _family("experts", "qwen2_moe", "Qwen3", "qwen2_5"),
+    _family("experts", "qwen3_moe", "Qwen3", "qwen3_instruct_2507"),
+    _family("experts", "qwen3_next", "Qwen3", "qwen3_instruct_2507"),
+    _family("experts", "olmoe", ELSE),
+    _family("experts", "phimoe", ELSE),
+    _family("experts", "granitemoe", ELSE),
+    _family("experts", "gpt_oss", "gpt-oss", "gptoss"),
+    _family("several parts", "gemma3", "Gemma", "gemma3"),
+    Family("prediction layer", "glm4_moe", _predicting("glm4_moe"), None, ELSE, "glm4moe"),
+    Family("prediction layer", "deepseek_v3", _predicting("deepseek_v3"), None, "DeepSeek-V3", "deepseekv3"),
+    Family("prediction layer", "qwen3_5", _predicting("qwen3_5"), None, "Qwen3", "qwen3_5_think"),
+    Family("quantised", "gpt_oss (MXFP4)", _quantised("mxfp4")),
+    Family("quantised", "qwen3 (FP8)", _quantised("fp8")),
     *(
         Family("quantised", f"llama ({method})", _declared("llama", quantization_config={"quant_method": method}))
         for method in ("bitsandbytes", "compressed-tensors", "gptq", "awq")
     ),
-    *(Family("no decoder", name, _declared(name)) for name in REFUSED),
+    *(Family("no decoder", name, _declared(name)) for name in ("t5", "bart", "bert")),
 )
-
-
-def row_of(family: Family, folder: Path) -> dict[str, str]:
-    """The cells of a family's row, run in an empty folder."""
-    family.make(folder / "model")
-    cells: dict[str, str] = {}
-    options: dict[str, Any] = {"model": folder / "model", "dataset": {"packing": "Disabled"}}
-    try:
-        run = Run.at(folder / "tokens", {}, **options)
-        cells["tokens"] = "yes"
-    except StepFailure as failure:
-        cells["tokens"] = _said(failure)
-        run = None
-    cells["reload"] = _cell(lambda: reload(run.job, run.workshop.layout) if run else _reloaded(folder, options))
-    if cells["reload"] == "yes":
-        cells["Full"] = _cell(lambda: _whole(folder / "full", options))
-        adapted: list[Run] = []
-        cells["LoRA"] = _cell(lambda: adapted.append(_trained(folder / "lora", {"method": "LoRA"}, options)))
-        cells["merge"] = _cell(lambda: _merged(adapted[0])) if adapted else "no"
-    return cells
-
-
-def _reloaded(folder: Path, options: dict[str, Any]) -> None:
-    run = Run.at(folder / "plain", {}, tokens=None, **options)
-    reload(run.job, run.workshop.layout)
-
-
-def _trained(folder: Path, training: dict[str, Any], options: dict[str, Any]) -> Run:
-    settings = {"maxSteps": 1, "learningRate": 1e-2} | training
-    run = Run.at(folder, settings, output={"uri": "pvc://data/out"}, **options)
-    run.go()
-    return run
-
-
-def _published(run: Run) -> Path:
-    save(run.job, run.workshop.layout)
-    return run.workshop.layout.claims / "data/out"
-
-
-def _whole(folder: Path, options: dict[str, Any]) -> None:
-    run = _trained(folder, {"method": "Full"}, options)
-    published = _published(run)
-    before, after = (load_file(each / "model.safetensors") for each in (run.base, published))
-    assert [*before] == [*after], "not the tensors of the base"
-    assert any(not torch.equal(before[name], after[name]) for name in before), "nothing was trained"
-    _logits(published)
-
-
-def _merged(run: Run) -> None:
-    from peft import PeftModel
-
-    from finetune.steps.train.methods.model import with_bias
-
-    ours = _logits(_published(run))
-    model = with_bias(PeftModel.from_pretrained(_loaded(run.base), run.trained)).eval()
-    with torch.no_grad():
-        theirs = model(input_ids=torch.tensor([IDS]), use_cache=False).logits
-    difference = float((ours - theirs).abs().max() / theirs.abs().max())
-    dtypes = {values.dtype for values in load_file(run.base / "model.safetensors").values()}
-    rounding = 5e-2 if torch.bfloat16 in dtypes else 1e-3
-    assert difference < rounding, f"logits off by {difference:.1g}"
-
-
-def _loaded(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    assert not info["missing_keys"] and not info["mismatched_keys"], "does not load strictly"
-    return model.eval()
-
-
-def _logits(folder: Path) -> torch.Tensor:
-    with torch.no_grad():
-        values: torch.Tensor = _loaded(folder)(input_ids=torch.tensor([IDS]), use_cache=False).logits
-    assert torch.isfinite(values).all(), "logits are not finite"
-    return values
-
-
-def _cell(run: Callable[[], Any]) -> str:
-    try:
-        run()
-    except StepFailure as failure:
-        return _said(failure)
-    except Exception as error:
-        return f"FAILS: {type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
-    return "yes"
-
-
-def _said(failure: StepFailure) -> str:
-    return f"refused: {failure.error.reason}"
-
-
-def line(family: Family, cells: dict[str, str]) -> str:
-    """A row of the table."""
-    return " | ".join([f"| {family.kind}", f"`{family.name}`", *(cells.get(column, "-") for column in COLUMNS)]) + " |"
-
-
-INTRODUCTION = """# Families of models
-
-Made by `make families`: each cell was run, on tiny random weights with the tensor names of published checkpoints, and
-none is from memory. `yes` in `Full` and `merge` means that the published folder has every tensor of the base under its
-name, loads strictly, and (merged) answers as base and adapter do. A refusal comes before training, with its remedy.
-"""
-
-
-def main() -> None:
-    """Write the document."""
-    logging.disable()
-    lines = [INTRODUCTION, f"| kind | model_type | {' | '.join(COLUMNS)} |", "|" + "---|" * (2 + len(COLUMNS))]
-    for family in FAMILIES:
-        with tempfile.TemporaryDirectory() as folder:
-            lines.append(line(family, row_of(family, Path(folder))))
-        print(lines[-1], file=sys.stderr, flush=True)
-    DOCUMENT.write_text("\n".join(lines) + "\n")
-
-
-if __name__ == "__main__":
-    main()

