@@ -73,7 +73,8 @@ def _absmax(name: str, state: Mapping[str, Any], reader: Reader) -> Floats:
     book, scales = (reader.numbers(f"{name}.{part}") for part in ("nested_quant_map", "nested_absmax"))
     each = np.arange(len(codes)) // state["nested_blocksize"]
     scaled = book.astype(np.float32)[codes] * scales.astype(np.float32)[each]
-    return (scaled + np.float32(state["nested_offset"])).astype(np.float64)
+    absmax: Floats = (scaled + np.float32(state["nested_offset"])).astype(np.float64)
+    return absmax
 
 
 def _state(name: str, kind: str, reader: Reader) -> Mapping[str, Any]:

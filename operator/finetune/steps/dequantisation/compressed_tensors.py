@@ -1,5 +1,5 @@
-"""compressed-tensors, the format of llm-compressor and vLLM: eight-bit floats or integers, or integers packed into words,
-with scales for the tensor, each row, groups of columns or blocks, and zero points where they are asymmetric."""
+"""compressed-tensors, the format of llm-compressor and vLLM: eight-bit floats or integers, or integers packed into
+words, with scales for the tensor, each row, groups of columns or blocks, and zero points where it is asymmetric."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _packed(module: str, scheme: Scheme, reader: Reader) -> Weight:
     def codes(reader: Reader, first: int, last: int) -> Bytes:
         return unpacked(reader.rows(name, first, last, 4 * words), bits)[:, : shape[-1]]
 
-    book: Floats = np.arange(1 << bits) - float(1 << bits - 1)
+    book: Floats = (np.arange(1 << bits) - (1 << bits - 1)).astype(np.float64)
     return _weight(module, name, shape, book, codes, scheme, bits, [said.name], reader)
 
 
@@ -128,7 +128,7 @@ def _weight(
     if down == across == matrices == 1:
         accepted |= {()}
     if scale.shape not in accepted:
-        raise NotDequantisable(f"{scale.name} has shape {list(scale.shape)}, not {list(max(accepted, key=len))}")
+        raise NotDequantisable(f"{scale.name} has shape {list(scale.shape)}, not {[*shape[:-2], down, across]}")
     zero, index = f"{module}.weight_zero_point", f"{module}.weight_g_idx"
     zeros = required(reader.tensors, zero, *ZERO_DTYPES) if zero in reader.tensors else None
     if zeros is None and scheme.get("symmetric") is False:
@@ -165,12 +165,13 @@ def _block(scheme: Scheme, rows: int, columns: int, name: str) -> tuple[int, int
     if strategy == "block" and isinstance(structure, list) and len(structure) == 2 and min(structure) > 0:
         return structure[0], structure[1]
     raise NotDequantisable(
-        f"{name}: scales of the strategy {strategy!r} (group_size {size!r}, block_structure {structure!r}) are not known"
+        f"{name}: no scales of the strategy {strategy!r} are known for {rows} rows of {columns} columns "
+        f"(group_size {size!r}, block_structure {structure!r})"
     )
 
 
 def _order(name: str, columns: int, size: int, reader: Reader) -> npt.NDArray[np.intp] | None:
-    """The group of each column, where the columns were sorted before they were quantised; -1 says that they were not."""
+    """The group of each column, where columns were sorted before they were quantised; -1 says that they were not."""
     required(reader.tensors, name, "I32", "I64", shape=(columns,))
     groups = reader.numbers(name).astype(np.intp)
     if (groups == -1).any():
@@ -183,5 +184,5 @@ def _order(name: str, columns: int, size: int, reader: Reader) -> npt.NDArray[np
 def _unpacked_zeros(reader: Reader, name: str, bits: int, matrices: int, rows: int, groups: int) -> Floats:
     """Zero points, packed along the rows."""
     words = reader.bytes_of(name).reshape(matrices, -1, groups, 4).transpose(0, 2, 1, 3).reshape(matrices, groups, -1)
-    points: Floats = unpacked(words, bits)[..., :rows].transpose(0, 2, 1) - float(1 << bits - 1)
-    return points
+    points: Floats = unpacked(words, bits)[..., :rows].transpose(0, 2, 1).astype(np.float64)
+    return points - (1 << bits - 1)

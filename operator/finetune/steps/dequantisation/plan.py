@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from finetune.steps.dequantisation import bitsandbytes, compressed_tensors, fp8, mxfp4
 from finetune.steps.dequantisation.weights import PLAIN_DTYPES, NotDequantisable, Reader, Weight
-from finetune.steps.model_files.checkpoint import Checkpoint
 from finetune.steps.model_files.config import quantised
 
 METHODS: Mapping[str, Callable[[Mapping[str, Any], Reader], Iterator[Weight]]] = {
@@ -33,13 +32,19 @@ OF_WEIGHTS = re.compile(
 """Parts of quantised weights by their names, whatever their types."""
 
 
+COPIED = (*PLAIN_DTYPES, "BOOL", "I64")
+"""Types of tensors that are no part of a quantised weight."""
+
+
 @dataclass(frozen=True)
 class Plan:
-    """The weights that are made, by their first part's name; the tensors that are copied; those that are left out."""
+    """The weights that are made, by the name of the tensor with their codes; the tensors that are copied; those that
+    are left out, as they are of no use without quantisation."""
 
     method: str
     dtype: str
     made: Mapping[str, Weight]
+    copied: Collection[str]
     left_out: Sequence[str]
 
 
@@ -50,7 +55,7 @@ def require_known(config: Mapping[str, Any]) -> None:
         raise NotDequantisable(f"its weights are quantised by {method}, which is not one of {', '.join(METHODS)}")
 
 
-def plan(config: Mapping[str, Any], reader: Reader) -> Plan:
+def planned(config: Mapping[str, Any], reader: Reader) -> Plan:
     """What becomes of each tensor of a quantised checkpoint; `config` is its config.json.
 
     Raises NotDequantisable when a tensor would be used twice or not at all, or is not what its method makes.
@@ -71,14 +76,11 @@ def plan(config: Mapping[str, Any], reader: Reader) -> Plan:
         used.update(weight.parts)
     rest = [name for name in reader.tensors if name not in used]
     left_out = [name for name in rest if OF_ACTIVATIONS.search(name)]
-    for name in rest:
-        if name not in left_out and (reader.tensors[name].dtype not in COPIED or OF_WEIGHTS.search(name)):
+    copied = set(rest).difference(left_out)
+    for name in sorted(copied):
+        if reader.tensors[name].dtype not in COPIED or OF_WEIGHTS.search(name):
             raise NotDequantisable(f"{name} ({reader.tensors[name].dtype}) belongs to no weight that {method} makes")
-    return Plan(method, _dtype(config), {weight.parts[0]: weight for weight in weights}, left_out)
-
-
-COPIED = (*PLAIN_DTYPES, "BOOL", "I64")
-"""Types of tensors that are no part of a quantised weight."""
+    return Plan(method, _dtype(config), {weight.parts[0]: weight for weight in weights}, copied, left_out)
 
 
 def _dtype(config: Mapping[str, Any]) -> str:

@@ -60,11 +60,12 @@ class Reader:
         source, start = self._places[name]
         size = self.tensors[name].size
         data = os.pread(source, max(0, min(last * width, size) - first * width), start + first * width)
-        return np.frombuffer(data.ljust((last - first) * width, b"\0"), np.uint8).reshape(last - first, width)
+        found = np.frombuffer(data.ljust((last - first) * width, b"\0"), np.uint8)
+        return found.reshape(last - first, width)
 
     def bytes_of(self, name: str) -> Bytes:
         """All bytes of a tensor."""
-        return self.rows(name, 0, 1, self.tensors[name].size)[0]
+        return self.rows(name, 0, 1, self.tensors[name].size).reshape(-1)
 
     def numbers(self, name: str) -> Floats:
         """A small tensor's numbers in its shape, exactly."""
@@ -72,7 +73,7 @@ class Reader:
         if tensor.dtype in PLAIN_DTYPES:
             values = decode(data.tobytes(), tensor.dtype)
         elif tensor.dtype in ("I8", "F8_E4M3"):
-            values = (INT8 if tensor.dtype == "I8" else E4M3)[data]
+            values = (INT8 if tensor.dtype == "I8" else E4M3)[data].astype(np.float64)
         elif tensor.dtype in ("I32", "I64"):
             values = data.view({"I32": "<i4", "I64": "<i8"}[tensor.dtype]).astype(np.float64)
         else:
