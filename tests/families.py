@@ -1,8 +1,9 @@
 """What each family of models can do here, run on tiny random checkpoints with the tensor names of published ones:
 `make families` writes docs/families.md, and a test runs some of the rows anew.
 
-Each cell is a run: `tokens` adds two, `reload` proves the extended model, `Full` and `LoRA` train a step, the published
-folder of the one loads strictly with every tensor that the base has, that of the other answers as base and adapter do.
+Each cell is a run on the job's own copy, in which quantised weights are written out: `tokens` adds two, `reload` proves
+the extended model, `Full` and `LoRA` train a step, the published folder of the one loads strictly with every tensor
+that the base has, that of the other answers as base and adapter do.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 
+from finetune.steps.download import step as download
 from finetune.steps.reload.step import run as reload
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.save.step import run as save
 from tests.unit.steps.families import edit_config, tiny_of
-from tests.unit.steps.published import quantised, with_prediction_layer
+from tests.unit.steps.jobs import report_of
+from tests.unit.steps.published import with_prediction_layer
+from tests.unit.steps.quantised import KINDS
 from tests.unit.steps.runs import Run
 
 DOCUMENT = Path(__file__).parents[1] / "docs/families.md"
@@ -69,11 +73,10 @@ FAMILIES = (
         )  # type: ignore[misc]
         for name in PREDICTING
     ),
-    Family("quantised", "gpt_oss (MXFP4)", lambda folder: quantised(folder, "mxfp4")),
-    Family("quantised", "qwen3 (FP8)", lambda folder: quantised(folder, "fp8")),
+    *(Family("quantised", name, make) for name, make in KINDS.items()),
     *(
         Family("quantised", f"llama ({method})", _declared("llama", quantization_config={"quant_method": method}))
-        for method in ("bitsandbytes", "compressed-tensors", "gptq", "awq")
+        for method in ("gptq", "awq", "modelopt", "hqq", "torchao")
     ),
     *(Family("no decoder", name, _declared(name)) for name in REFUSED),
 )
@@ -81,9 +84,14 @@ FAMILIES = (
 
 def row_of(family: Family, folder: Path) -> dict[str, str]:
     """The cells of a family's row, run in an empty folder."""
-    family.make(folder / "model")
+    (folder / "claims/models").mkdir(parents=True)
+    family.make(folder / "claims/models/base")
     cells: dict[str, str] = {}
-    options: dict[str, Any] = {"model": folder / "model", "dataset": {"packing": "Disabled"}}
+    try:
+        model = _downloaded(folder)
+    except StepFailure as failure:
+        return dict.fromkeys(COLUMNS[:2], _said(failure))
+    options: dict[str, Any] = {"model": model, "dataset": {"packing": "Disabled"}}
     try:
         run = Run.at(folder / "tokens", {}, **options)
         cells["tokens"] = "yes"
@@ -97,6 +105,12 @@ def row_of(family: Family, folder: Path) -> dict[str, str]:
         cells["LoRA"] = _cell(lambda: adapted.append(_trained(folder / "lora", {"method": "LoRA"}, options)))
         cells["merge"] = _cell(lambda: _merged(adapted[0])) if adapted else "no"
     return cells
+
+
+def _downloaded(folder: Path) -> Path:
+    """The job's own copy of the checkpoint in the claim."""
+    report_of(download, folder, {"model": {"uri": "pvc://models/base"}})
+    return folder / "model"
 
 
 def _reloaded(folder: Path, options: dict[str, Any]) -> None:
@@ -179,6 +193,7 @@ INTRODUCTION = """# Families of models
 Made by `make families`: each cell was run, on tiny random weights with the tensor names of published checkpoints, and
 none is from memory. `yes` in `Full` and `merge` means that the published folder has every tensor of the base under its
 name, loads strictly, and (merged) answers as base and adapter do. A refusal comes before training, with its remedy.
+What is published quantised is written out in bf16 first: its base is that.
 """
 
 
