@@ -18,6 +18,7 @@ SHARED = {
     "token_matrices": "one row for each token",
     "weight_names": "names in memory and files",
     "tokenizer_files": "every reader, the same ids",
+    "dequantisation": "FP8, MXFP4, int: bf16",
     "rows": "from claims, buckets and hubs",
     "inference": "what a loaded model says",
     "cache.py": "shared by jobs",

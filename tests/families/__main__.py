@@ -13,6 +13,7 @@ from finetune.steps.runtime.failure import StepFailure
 from tests.families import document, llama_cpp
 from tests.families.document import Cells, Notes, recorded, table
 from tests.families.gguf import gguf_of
+from tests.families.loading import downloaded
 from tests.families.rows import ELSE, FAMILIES, Family
 from tests.families.templates import COLUMNS as TEMPLATE_COLUMNS
 from tests.families.templates import template_cells
@@ -33,14 +34,15 @@ none is from memory. {document.YES} it works, {document.NO} it is refused or fai
 | GGUF | with four tokens added, and again after training and save, llama.cpp's converter takes the folder, its binding loads the file, the ids of texts with the tokens are those of tokenizer.json, and probabilities of the next token those of transformers |
 | one turn, turns, tools, thoughts | the vendor's chat template, through load-dataset: all that the assistant says, calls and thinks is learned, and nothing of others; {document.NOTHING} the template does not read it (then a row that has it is refused), or no package has the family's template |
 
-A refusal comes before training, with its remedy.
+A refusal comes before training, with its remedy. What is published quantised is written out in bf16 first: its base is
+that.
 """  # noqa: E501
 
 
 def cells_of(family: Family, folder: Path) -> Iterator[Cells]:
     """A row's cells, a few at a time, run in an empty folder."""
-    family.make(folder / "model", tokenizer_of(family.tokenizer) if family.tokenizer else None)
-    yield training_cells(folder / "model", folder)
+    tokenizer = tokenizer_of(family.tokenizer) if family.tokenizer else None
+    yield training_cells(lambda target: family.make(target, tokenizer), folder)
     if family.template:
         yield template_cells(family.template)
     if family.gguf:
@@ -48,10 +50,9 @@ def cells_of(family: Family, folder: Path) -> Iterator[Cells]:
 
 
 def _gguf(family: Family, vendor: str, folder: Path) -> str:
-    folder.mkdir()
+    tokenizer = tokenizer_of(vendor)
     try:
-        family.make(folder / "model", tokenizer_of(vendor))
-        return gguf_of(vendor, folder / "model", folder)
+        return gguf_of(vendor, downloaded(folder, lambda target: family.make(target, tokenizer)), folder)
     except StepFailure as failure:
         return said(failure)
     except Exception as error:

@@ -1,14 +1,26 @@
-"""Models as everybody loads them: strictly, in f32."""
+"""Models as a job gets them, and as everybody loads them: strictly, in f32."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from finetune.steps.download import step as download
+from tests.unit.steps.jobs import report_of
+
 IDS = [5, 9, 40, 41]
+
+
+def downloaded(folder: Path, make: Callable[[Path], Any]) -> Path:
+    """The job's own copy of a checkpoint that `make` writes, with the job's workspace in `folder`."""
+    (folder / "claims/models").mkdir(parents=True)
+    make(folder / "claims/models/base")
+    report_of(download, folder, {"model": {"uri": "pvc://models/base"}})
+    return folder / "model"
 
 
 def loaded(folder: Path) -> Any:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from tests.unit.steps.families import SMALL, edit_config, tiny_of
-from tests.unit.steps.published import quantised, with_prediction_layer
+from tests.unit.steps.published import with_prediction_layer
+from tests.unit.steps.quantised import KINDS
 
 SCALE = {"query_pre_attn_scalar": SMALL["head_dim"]}
 PUBLISHED = dict.fromkeys(("gemma2", "gemma3_text", "gemma3"), SCALE)
@@ -64,8 +65,8 @@ def _declared(family: str, **config: Any) -> Make:
     return make
 
 
-def _quantised(method: str) -> Make:
-    return lambda folder, tokenizer: quantised(folder, method)
+def _published(make: Callable[[Path], Any]) -> Make:
+    return lambda folder, tokenizer: make(folder)
 
 
 def _family(kind: str, name: str, gguf: str | None = None, template: str | None = None) -> Family:
@@ -118,11 +119,10 @@ FAMILIES = (
     Family("prediction layer", "glm4_moe", _predicting("glm4_moe"), None, ELSE, "glm4moe"),
     Family("prediction layer", "deepseek_v3", _predicting("deepseek_v3"), None, "DeepSeek-V3", "deepseekv3"),
     Family("prediction layer", "qwen3_5", _predicting("qwen3_5"), None, "Qwen3", "qwen3_5_think"),
-    Family("quantised", "gpt_oss (MXFP4)", _quantised("mxfp4")),
-    Family("quantised", "qwen3 (FP8)", _quantised("fp8")),
+    *(Family("quantised", name, _published(make)) for name, make in KINDS.items()),
     *(
         Family("quantised", f"llama ({method})", _declared("llama", quantization_config={"quant_method": method}))
-        for method in ("bitsandbytes", "compressed-tensors", "gptq", "awq")
+        for method in ("gptq", "awq", "modelopt", "hqq", "torchao")
     ),
     *(Family("no decoder", name, _declared(name)) for name in ("t5", "bart", "bert")),
 )

@@ -15,15 +15,19 @@ from safetensors.torch import load_file
 from finetune.steps.reload.step import run as reload
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.save.step import run as save
-from tests.families.loading import IDS, loaded, logits_of
+from tests.families.loading import IDS, downloaded, loaded, logits_of
 from tests.unit.steps.runs import Run
 
 COLUMNS = ("tokens", "reload", "Full", "LoRA", "merge")
 
 
-def training_cells(base: Path, folder: Path) -> dict[str, str]:
-    """The cells of the model in `base`, run in another folder."""
+def training_cells(make: Callable[[Path], Any], folder: Path) -> dict[str, str]:
+    """The cells of a checkpoint that `make` writes, run in an empty folder."""
     cells: dict[str, str] = {}
+    try:
+        base = downloaded(folder, make)
+    except StepFailure as failure:
+        return dict.fromkeys(COLUMNS[:2], said(failure))
     options: dict[str, Any] = {"model": base, "dataset": {"packing": "Disabled"}}
     try:
         run = Run.at(folder / "tokens", {}, **options)

@@ -22,7 +22,7 @@ from zipfile import ZipFile
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer
 
-from finetune.steps.tokenizer_files.base import complete
+from finetune.steps.tokenizer_files.conversion import converted
 from tests.families.llama_cpp import BUILD, packages
 from tests.models import smollm2
 from tests.vocabularies import sentencepiece
@@ -55,7 +55,6 @@ def tokenizer_of(vendor: str) -> Path:
         partial = Path(tempfile.mkdtemp(dir=folder.parent))
         partial.chmod(0o755)
         VENDORS[vendor](partial)
-        complete(partial)  # as the step download does
         partial.rename(folder)
     return folder
 
@@ -98,7 +97,8 @@ def _smollm2(folder: Path) -> None:
 
 def _phi3(folder: Path) -> None:
     shutil.copyfile(tokenizer_of("Llama 2") / "tokenizer.model", folder / "tokenizer.model")
-    tokenizer = Tokenizer.from_file(str(tokenizer_of("Llama 2") / "tokenizer.json"))
+    _settings(folder, {})
+    tokenizer = converted(folder)
     for content in PHI3:
         plain = content == "<|endoftext|>"
         tokenizer.add_special_tokens([AddedToken(content, special=True, normalized=False, rstrip=not plain)])

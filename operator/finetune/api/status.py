@@ -75,8 +75,15 @@ class ModelStatus(Model):
     from_cache: bool | None = Field(
         None, description="Whether the files came from the cache; absent when the job has none."
     )
+    dequantized: Text | None = Field(
+        None,
+        description="What quantised weights were written out as in this job's copy, and the bytes before and after.",
+    )
     warnings: list[Text] | None = Field(
-        None, description="What was changed in this job's copy: how transformers reads the tokenizer.", max_length=4
+        None,
+        description="What was changed in this job's copy: how transformers reads the tokenizer, scales that were left "
+        "out.",
+        max_length=4,
     )
 
 

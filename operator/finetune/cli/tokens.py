@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from finetune.api import API_VERSION, KIND
 from finetune.api.contract import ExitCode, Layout, Step, StepReport
-from finetune.api.spec import PROBE_PROMPT, FineTuneJobSpec
+from finetune.api.spec import PROBE_PROMPT, FineTuneJobSpec, ModelSource
 from finetune.api.token_plan import TokenPlan
 from finetune.cli import document, machine
 from finetune.cli.check import InvalidJob, checked
@@ -40,6 +41,9 @@ Exit codes: 0 done; 64, 65, 66, 70, 78 somebody has to change something; 69, 74 
 """
 LIST = "pvc://list/tokens"
 """What the steps know the file of --add-from by."""
+
+MODEL = "pvc://model/"
+"""What they know the folder by, where they make a copy of their own of it."""
 
 NEEDED = ("tokenizers", "numpy")
 NEEDED_TO_RELOAD = (*NEEDED, "torch", "transformers")
@@ -116,7 +120,15 @@ def tokens(
         )
     with _work_folder(model, output) as folder:
         _place_list(spec, folder, documents, add_from)
+        quantised = _is_quantised(model)
+        if quantised:
+            spec = spec.model_copy(update={"model": ModelSource(uri=MODEL)})
+            folder.links.mkdir(exist_ok=True)
+            Layout(workspace=folder.workspace).model.rename(Layout(claims=folder.links).claim_path(MODEL))
         folder.write_job(job.name, "default", spec)
+        if quantised:
+            said = _run(folder, Step.DOWNLOAD, add_from).result or {}
+            out.print(Text(said.get("dequantized") or ""), soft_wrap=True)
         report = _run(folder, Step.ADD_TOKENS, add_from, "--dry-run")
         out.print(plan_picture(TokenPlan.model_validate(report.result), everything=not out.is_terminal))
         if output and not dry_run:
@@ -140,7 +152,7 @@ def _job(add: list[str] | None, special: bool, init: str | None, pad: int) -> do
             fail(f"--init {init}: write WAY=WHAT, for example copyOf='<|im_start|>'", ExitCode.USAGE)
         tokens["init"] = {way: what}
     spec = {
-        "model": {"uri": "pvc://model/"},
+        "model": {"uri": MODEL},
         "tokens": tokens,
         "dataset": {"sources": [{"uri": "pvc://none/"}], "packing": "Disabled"},
         "training": {"epochs": 1},
@@ -159,6 +171,15 @@ def _spec(job: document.Document, add_from: Path | None, probe: str | None) -> F
     if not tokens.keys() & {"add", "addFrom", "learn"}:
         fail("no tokens: name them with --add TEXT, --add-from FILE or -f JOB", ExitCode.USAGE)
     return checked(job)
+
+
+def _is_quantised(model: Path) -> bool:
+    """Whether the step download has something to write out: it knows what, or refuses it."""
+    try:
+        config = json.loads((model / "config.json").read_bytes())
+        return bool(config.keys() & {"quantization_config", "compression_config"})
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _place_list(

@@ -34,8 +34,9 @@ from finetune.steps.workspace.staging import MANIFEST, Write, digest, fill, flus
 FOLDER = "finetune-cache"
 """Where the entries lie in the claim, which may hold other things as well."""
 
-MODELS, EXTENDED = "models", "extended"
-"""Kinds of entries: base models by repository and commit; models with new tokens by base model and tokens."""
+MODELS, PLAIN, EXTENDED = "models", "plain", "extended"
+"""Kinds of entries: base models by repository and commit; the weights of quantised ones, written out; models with new
+tokens by base model and tokens."""
 
 HEARTBEAT_SECONDS = 60.0
 ABANDONED_SECONDS = 3600.0

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.models import tiny
+from tests.unit.steps import quantised
 
 pytestmark = pytest.mark.slow
 
@@ -144,3 +145,22 @@ def test_what_is_wrong_is_said_with_the_remedy(finetune, arguments, code, words)
     seen, output = finetune(*arguments)
     assert (seen, words in output) == (code, True), output
     assert not (finetune.folder / "new").exists()
+
+
+def test_quantised_weights_are_written_out_in_the_folder_that_it_makes(finetune):
+    quantised.fp8_blocks(finetune.folder / "fp8")
+    before = digests(finetune.folder / "fp8")
+    code, output = finetune("fp8", "--add", "<think>", "--output", "new")
+    assert code == 0, output
+    assert "fp8 weights were written out as bf16: 437.5 KiB became 675.9 KiB" in output
+    config = json.loads((finetune.folder / "new/config.json").read_text())
+    assert "quantization_config" not in config and config["vocab_size"] == 448
+    assert digests(finetune.folder / "fp8") == before
+
+
+def test_a_quantisation_that_it_does_not_know_is_refused_with_what_helps(finetune):
+    path = finetune.folder / "model/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "awq"}}))
+    code, output = finetune("model", "--add", "<think>", "--dry-run")
+    assert code == 78
+    assert "quantised by awq" in output and "base_model" in output

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -103,8 +104,9 @@ def length_of(tokenizer: Path) -> int:
     path = tokenizer / "tokenizer.json"
     if path.is_file():
         return max(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values()) + 1
-    vocabulary = json.loads((tokenizer / "tekken.json").read_bytes())
-    return int(vocabulary["config"]["default_vocab_size"])
+    if (path := tokenizer / "tokenizer.model").is_file():
+        return int(SentencePieceProcessor(str(path)).vocab_size())
+    return int(json.loads((tokenizer / "tekken.json").read_bytes())["config"]["default_vocab_size"])
 
 
 def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:

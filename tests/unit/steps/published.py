@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tests.models import write_tokenizer
-from tests.unit.steps.families import SMALL, VOCABULARY, edit_config, edit_tensors, length_of, tiny_of
+from tests.unit.steps.families import SMALL, VOCABULARY, edit_tensors, length_of
 
 LINEAR = {
     "linear_num_value_heads": 2,
@@ -89,31 +89,4 @@ def with_prediction_layer(
         return held | further_ones
 
     edit_tensors(folder, add)
-    return folder
-
-
-def quantised(folder: Path, method: str) -> Path:
-    """A checkpoint as gpt-oss (mxfp4) or Qwen's FP8 (fp8) are published: some tensors in blocks with scales."""
-    family, size = ("gpt_oss", 64) if method == "mxfp4" else ("qwen3", 128)
-    tiny_of(folder, family, hidden_size=size, intermediate_size=size)
-
-    def blocks(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
-        if method == "mxfp4" and value.ndim == 3 and "bias" not in name:
-            experts, inputs, outputs = value.shape
-            return {
-                f"{name}_blocks": torch.randint(0, 256, (experts, outputs, inputs // 32, 16), dtype=torch.uint8),
-                f"{name}_scales": torch.full((experts, outputs, inputs // 32), 120, dtype=torch.uint8),
-            }
-        if method == "fp8" and value.ndim == 2 and "layers" in name:
-            scales = torch.full([-(-side // 128) for side in value.shape], 0.01)
-            return {name: (value.float() / 0.01).to(torch.float8_e4m3fn), f"{name}_scale_inv": scales}
-        return {name: value}
-
-    edit_tensors(folder, lambda held: {k: v for name, value in held.items() for k, v in blocks(name, value).items()})
-    settings: dict[str, Any] = {"quant_method": method}
-    if method == "mxfp4":
-        settings["modules_to_not_convert"] = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"]
-    else:
-        settings |= {"activation_scheme": "dynamic", "weight_block_size": [128, 128]}
-    edit_config(folder, quantization_config=settings)
     return folder

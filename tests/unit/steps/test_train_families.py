@@ -4,8 +4,6 @@ cannot be published right is refused before the first step."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.api.contract import ExitCode
-from finetune.steps.model_files.config import UNQUANTISED
+from finetune.steps.download import step as download
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.save.step import run as save
 from finetune.steps.weight_names.correspondence import correspondence
 from tests.unit.steps.families import edit_tensors, rename, tiny_of
-from tests.unit.steps.published import quantised, with_prediction_layer
+from tests.unit.steps.jobs import report_of
+from tests.unit.steps.published import with_prediction_layer
+from tests.unit.steps.quantised import KINDS
 from tests.unit.steps.runs import Run
 
 pytestmark = pytest.mark.slow
@@ -176,26 +176,15 @@ def test_the_files_of_a_processor_are_published(tmp_path: Path) -> None:
         assert (place(run) / name).read_bytes() == (model / name).read_bytes()
 
 
-DEQUANTISED = """
-import sys
-from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
-source, target, method = sys.argv[1:]
-config = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}[method](dequantize=True)
-model = AutoModelForCausalLM.from_pretrained(source, dtype="bfloat16", quantization_config=config)
-model._weight_conversions = None
-model.save_pretrained(target)
-"""
-
-
-@pytest.mark.parametrize("method", ["mxfp4", "fp8"])
-def test_the_remedy_for_a_quantised_model_works(method: str, tmp_path: Path) -> None:
-    """As gpt-oss and Qwen's FP8 are published; the hint's own words, then a whole run."""
-    model = quantised(tmp_path / "model", method)
-    for part in ("(dequantize=True)", "model._weight_conversions = None", "model.save_pretrained("):
-        assert part in UNQUANTISED and part in DEQUANTISED
-    command = [sys.executable, "-c", DEQUANTISED, str(model), str(tmp_path / "plain"), method]
-    subprocess.run(command, check=True, capture_output=True)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (tmp_path / "plain" / name).write_bytes((model / name).read_bytes())
-    run, _ = trained(tmp_path / "run", tmp_path / "plain", LORA, dataset={"packing": "Disabled"})
-    assert torch.isfinite(logits(place(run), [5, 9, *run.plan.new_rows])).all()
+@pytest.mark.parametrize("kind", ["gpt_oss (MXFP4)", "llama (compressed-tensors W4A16)"])
+def test_a_quantised_model_is_trained_without_tokens_too(kind: str, tmp_path: Path) -> None:
+    """Nothing but download touches it before training; the card says what its weights were."""
+    KINDS[kind](tmp_path / "claims/models/base")
+    report_of(download, tmp_path, {"model": {"uri": "pvc://models/base"}})
+    packed = {"tokens": None, "dataset": {"packing": "Disabled"}}
+    run, _ = trained(tmp_path / "run", tmp_path / "model", LORA, **packed)
+    assert not (run.workshop.layout.prepared).exists()
+    assert torch.isfinite(logits(place(run), [5, 9])).all()
+    said = json.loads((place(run) / "provenance.json").read_text())["base"]["dequantized"]
+    assert "weights were written out as bf16" in said
+    assert f"The base is published quantised: {said}." in (place(run) / "README.md").read_text()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
 from finetune.api.status import ModelStatus
-from finetune.steps.cache import MODELS, cached
+from finetune.steps.cache import MODELS, PLAIN, cached
+from finetune.steps.dequantisation.plan import require_known
+from finetune.steps.dequantisation.weights import NotDequantisable
+from finetune.steps.dequantisation.writing import FORMAT as PLAIN_FORMAT
+from finetune.steps.dequantisation.writing import write_plain
 from finetune.steps.download import chat_template
 from finetune.steps.download.needed_files import (
     corrupt,
@@ -20,7 +24,8 @@ from finetune.steps.download.needed_files import (
     refuse_remote_code,
     weights_of,
 )
-from finetune.steps.model_files.checkpoint import NoSafetensors, read_checkpoint
+from finetune.steps.model_files.checkpoint import INDEX, NoSafetensors, read_checkpoint
+from finetune.steps.model_files.config import UNQUANTISED, quantised, read_config
 from finetune.steps.model_files.copying import take_file
 from finetune.steps.model_files.safetensors_file import InvalidSafetensors
 from finetune.steps.runtime.disk import require_space
@@ -28,9 +33,12 @@ from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.progress import Progress
 from finetune.steps.tokenizer_files.base import complete
 from finetune.steps.workspace.base_model import is_commit
-from finetune.steps.workspace.staging import INPUTS, Write, publish, published
+from finetune.steps.workspace.staging import INPUTS, Write, publish, published, remove
 
 COMMIT = ".commit"
+
+PLAIN_FOLDER = ".plain"
+"""Where quantised weights are written out, in the folder that has them."""
 
 FORMAT = 1
 """Raise it when the same commit would come as other files: the cache then fetches them anew."""
@@ -73,8 +81,9 @@ def _from_hub(uri: str, revision: str, layout: Layout, progress: Progress, templ
         repository = found()
         _start_over_unless_of(repository.commit, partial)
         index = index_name(repository.files, uri)
-        if index is not None:
-            hub.fetch(repository, [index], partial)
+        first = [name for name in ("config.json", index) if name in repository.files]
+        hub.fetch(repository, first, partial)
+        _refuse_unknown_quantisation(partial, uri)
         names = _with_weights(needed_beside_weights(repository.files), partial / index if index else None, uri)
         for name in names:
             if name not in repository.files:
@@ -89,10 +98,78 @@ def _from_hub(uri: str, revision: str, layout: Layout, progress: Progress, templ
 
     commit = revision if is_commit(revision) else found().commit
     if not is_commit(commit):
-        return publish(layout.model, inputs, _settled(_with_template(write, template)))
+        return publish(layout.model, inputs, _own(write, uri, template, progress))
     made_from = {"uri": uri, "commit": commit, "format": FORMAT}
     whole = cached(layout, MODELS, lambda: made_from, write)
-    return publish(layout.model, inputs, _settled(_with_template(whole, template)))
+
+    def shared(write: Write) -> Write:
+        return cached(layout, PLAIN, lambda: {**made_from, "plain": PLAIN_FORMAT}, write)
+
+    return publish(layout.model, inputs, _own(whole, uri, template, progress, shared))
+
+
+def _own(
+    write: Write, uri: str, template: str | None, progress: Progress, shared: Callable[[Write], Write] | None = None
+) -> Write:
+    """`write`, and then what is done to the job's own copy; `shared` puts the weights that are written out into the
+    cache as well."""
+    return _settled(_with_template(_plain(write, uri, progress, shared or (lambda write: write)), template))
+
+
+def _plain(write: Write, uri: str, progress: Progress, shared: Callable[[Write], Write]) -> Write:
+    """What `write` writes, with quantised weights written out. Until they all are, what was fetched stays."""
+
+    def write_here(quantised_folder: Path, target: Path) -> dict[str, Any]:
+        try:
+            return write_plain(quantised_folder, target, lambda done, total: progress.update(done, total))
+        except NotDequantisable as error:
+            raise _quantised(uri, error) from error
+
+    def written(partial: Path) -> dict[str, Any]:
+        remove(partial / PLAIN_FOLDER)
+        result = write(partial)
+        if quantised(read_config(partial)) is None:
+            return result
+        commit = partial / COMMIT
+        commit.write_text(result.get("commit") or "")
+        (partial / PLAIN_FOLDER).mkdir()
+        said = shared(lambda target: write_here(partial, target))(partial / PLAIN_FOLDER)
+        log.info("%s", said["dequantized"])
+        for warning in said["warnings"]:
+            log.warning("%s", warning)
+        _put_in_place(partial / PLAIN_FOLDER, partial)
+        commit.unlink()
+        return {**result, "dequantized": said["dequantized"], "warnings": said["warnings"]}
+
+    return written
+
+
+def _put_in_place(plain: Path, folder: Path) -> None:
+    """The files of `plain` in the place of quantised weights. config.json comes last: until then the folder is known as
+    that of a quantised model."""
+    for file in (*read_checkpoint(folder).headers, INDEX):
+        (folder / file).unlink(missing_ok=True)
+    for path in sorted(plain.iterdir(), key=lambda path: path.name == "config.json"):
+        path.replace(folder / path.name)
+    plain.rmdir()
+
+
+def _refuse_unknown_quantisation(folder: Path, uri: str) -> None:
+    """Raise StepFailure before anything large is fetched."""
+    if not (folder / "config.json").is_file():
+        return
+    try:
+        require_known(read_config(folder))
+    except NotDequantisable as error:
+        raise _quantised(uri, error) from error
+    except ValueError as error:
+        raise corrupt(uri, str(error)) from error
+
+
+def _quantised(uri: str, error: NotDequantisable) -> StepFailure:
+    return StepFailure(
+        ExitCode.BAD_CONFIGURATION, "QuantisedModel", f"spec.model.uri: {uri} cannot be used: {error}", UNQUANTISED
+    )
 
 
 def _given(template: str | None) -> dict[str, str]:
@@ -143,6 +220,7 @@ def _from_claim(uri: str, layout: Layout, progress: Progress, template: str | No
             done += size
             progress.update(done, total)
 
+        _refuse_unknown_quantisation(source, uri)
         for name in names:
             target = partial / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +228,7 @@ def _from_claim(uri: str, layout: Layout, progress: Progress, template: str | No
         _check(partial, uri)
         return ModelStatus(size_bytes=total).wire()
 
-    return publish(layout.model, inputs, _settled(_with_template(write, template)))
+    return publish(layout.model, inputs, _own(write, uri, template, progress))
 
 
 def _settled(write: Write) -> Write:
@@ -168,7 +246,7 @@ def _settled(write: Write) -> Write:
         if mended is None:
             return result
         log.warning("%s", mended)
-        return {**result, "warnings": [mended]}
+        return {**result, "warnings": [*result.get("warnings", []), mended]}
 
     return write_settled
 

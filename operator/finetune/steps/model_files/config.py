@@ -28,19 +28,21 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 UNQUANTISED = (
-    "Use the model in bf16, as many publishers have it beside, or write it so once: model = AutoModelForCausalLM."
-    "from_pretrained(MODEL, dtype='bfloat16', quantization_config=Mxfp4Config(dequantize=True)), for FP8 "
-    "FineGrainedFP8Config(dequantize=True); model._weight_conversions = None; model.save_pretrained(FOLDER)."
+    "Use the model in bf16 that it was quantised from: its model card names it as base_model, and publishers mostly "
+    "have it beside."
 )
-"""What helps where a checkpoint is quantised."""
+"""What helps where a checkpoint is quantised and cannot be written out."""
 
 
 def quantised(config: Mapping[str, Any]) -> str | None:
     """How the weights of a checkpoint are quantised, by the method's name; None when they are not."""
-    settings = config.get("quantization_config") or config.get("compression_config")
+    settings = config.get("quantization_config")
     if not settings:
-        return None
-    return str(settings.get("quant_method", "quantization_config")) if isinstance(settings, dict) else "unknown method"
+        return "compressed-tensors" if config.get("compression_config") else None
+    if not isinstance(settings, dict):
+        return "unknown method"
+    loading = settings.get("load_in_4bit") or settings.get("load_in_8bit")
+    return str(settings.get("quant_method") or ("bitsandbytes" if loading else "quantization_config"))
 
 
 def read_object(path: Path) -> dict[str, Any]:

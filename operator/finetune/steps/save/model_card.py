@@ -26,6 +26,9 @@ PROVENANCE = "provenance.json"
 CURVE = "loss.png"
 SHOWN_TOKENS = 50
 
+DEQUANTISING = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
+"""What has transformers load a quantised base as the job had it, by the method that the base is quantised by."""
+
 LOADING = (
     "from transformers import AutoModelForCausalLM, AutoTokenizer",
     "",
@@ -37,7 +40,7 @@ LOADING = (
 def provenance(job: StepJob, layout: Layout, output: OutputFormat, sha256: str) -> dict[str, Any]:
     """Everything that the model depends on, and what came of it."""
     spec = job.spec
-    training = read_training_record(layout.trained)
+    training, downloaded = read_training_record(layout.trained), published(layout.model) or {}
     try:
         ours = version("finetune-operator")
     except PackageNotFoundError:
@@ -48,7 +51,8 @@ def provenance(job: StepJob, layout: Layout, output: OutputFormat, sha256: str) 
         "base": {
             "uri": spec.model.uri,
             "revision": spec.model.revision,
-            "commit": (published(layout.model) or {}).get("commit"),
+            "commit": downloaded.get("commit"),
+            "dequantized": downloaded.get("dequantized"),
             "embeddingRows": read_config(base_model(layout)).get("vocab_size"),
         },
         "format": output,
@@ -91,6 +95,7 @@ def card(document: dict[str, Any]) -> str:
         front.append(f"base_model: {hub_name}")
     origin = f"[{hub_name}](https://huggingface.co/{hub_name})" if hub_name else f"`{base['uri']}`"
     commit = f" at commit `{base['commit']}`" if base["commit"] else ""
+    plain = f" The base is published quantised: {base['dequantized']}." if base["dequantized"] else ""
     lines = [
         "---",
         *front,
@@ -98,7 +103,7 @@ def card(document: dict[str, Any]) -> str:
         "",
         f"# {job['name']}",
         "",
-        f"{origin}{commit}, fine-tuned by the FineTuneJob `{job['namespace']}/{job['name']}`.",
+        f"{origin}{commit}, fine-tuned by the FineTuneJob `{job['namespace']}/{job['name']}`.{plain}",
         "",
         "```python",
         *(_loading_adapter(base, bool(document["tokens"])) if document["format"] == OutputFormat.ADAPTER else LOADING),
@@ -134,11 +139,17 @@ def card(document: dict[str, Any]) -> str:
 def _loading_adapter(base: dict[str, Any], extended: bool) -> list[str]:
     """How the adapter finds its base: the extended one is the base with further rows, which the adapter fills."""
     name, revision = base["uri"].removeprefix("hf://"), f', revision="{base["commit"]}"' if base["commit"] else ""
+    method = (base["dequantized"] or "").partition(" ")[0]
+    config = DEQUANTISING.get(method)
+    options = f', dtype="bfloat16", quantization_config={config}(dequantize=True)' if config else ""
+    unquantised = "base = base.dequantize()  # the adapter was trained on these weights" if method else None
     resize = f"base.resize_token_embeddings({base['embeddingRows']}, mean_resizing=False)  # the adapter has their rows"
     return [
         "from peft import PeftModel",
         *LOADING[:3],
-        f'base = AutoModelForCausalLM.from_pretrained("{name}"{revision})',
+        *([f"from transformers import {config}"] if config else []),
+        f'base = AutoModelForCausalLM.from_pretrained("{name}"{revision}{options})',
+        *([unquantised] if unquantised and not config else []),
         *([resize] if extended else []),
         "model = PeftModel.from_pretrained(base, folder)",
     ]

@@ -36,11 +36,14 @@ def is_commit(revision: str) -> bool:
 
 
 def identity(job: StepJob, layout: Layout) -> dict[str, Any]:
-    """What the base model is, whoever downloaded it: repository and commit, or else the SHA-256 of each file."""
-    commit = (published(layout.model) or {}).get("commit")
+    """What the base model is, whoever downloaded it: repository and commit (and how its weights were written out, if it
+    is quantised), or else the SHA-256 of each file."""
+    result = published(layout.model) or {}
+    commit = result.get("commit")
     if commit and is_commit(commit):
         template = layout.model / "chat_template.jinja"
         own = {"chatTemplate": template.read_text()} if job.spec.model.chat_template else {}
+        own |= {"dequantized": result["dequantized"]} if "dequantized" in result else {}
         return {"uri": job.spec.model.uri, "commit": commit} | own
     files = {}
     for path in sorted(layout.model.rglob("*")):
