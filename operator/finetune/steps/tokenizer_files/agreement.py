@@ -16,13 +16,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from finetune.steps.tokenizer_files.as_it_is import GENERIC, SETTINGS, proven
+
 TOKENIZER = "tokenizer.json"
-SETTINGS = "tokenizer_config.json"
-
-GENERIC = "PreTrainedTokenizerFast"
-"""The class of transformers that takes tokenizer.json as it is, by the name that its versions 4 and 5 both know."""
-
-AS_IT_IS = (GENERIC, "TokenizersBackend")
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 """Special tokens for which classes have names of their own where the settings have none."""
@@ -142,13 +138,12 @@ def settle(folder: Path, texts: Sequence[str] = ()) -> str | None:
 
     Returns what was different, None when nothing was. Raises Disagreement where no setting helps (for some model_types
     transformers takes a class of its own whatever the settings name); tokenizer_config.json then stays as it was.
-    Settings that name GENERIC already are left to whoever loads transformers anyway: it takes half a gigabyte.
     """
     path = folder / SETTINGS
     settings = path.read_bytes() if path.is_file() else None
-    if settings is not None and json.loads(settings).get("tokenizer_class") in AS_IT_IS:
-        return None
     tokenizer = without_limits(Tokenizer.from_file(str(folder / TOKENIZER)))
+    if proven(folder, tokenizer):
+        return None
     texts = [*probes(tokenizer), *texts]
     loaded: Any | None = None
     former: Difference | str | None

@@ -21,7 +21,9 @@ from finetune.steps.runtime.memory import require_memory
 from finetune.steps.runtime.progress import Progress
 from finetune.steps.token_matrices.architectures import matrices_of
 from finetune.steps.token_matrices.matrices import Matrices, NotEditable
-from finetune.steps.tokenizer_files.agreement import Disagreement, around, settle
+from finetune.steps.tokenizer_files import apart
+from finetune.steps.tokenizer_files.agreement import Disagreement, around
+from finetune.steps.tokenizer_files.as_it_is import proven
 from finetune.steps.tokens.beside_weights import write_beside_weights
 from finetune.steps.tokens.editor import columns_of, extend, extended_size, row_norm
 from finetune.steps.tokens.initialise import Normal, factor_bytes
@@ -149,21 +151,24 @@ def add_tokens(
         progress.update(min(done, size), size, unit="byte")
 
     with room_for(target, size, "the model with its new tokens"):
-        extend(checkpoint, matrices, plan.rows, plan.inits, plan.trained_rows, target, count)
         tokenizer = plan.vocabulary.tokenizer
         left_out = write_beside_weights(
             layout.model, target, tokenizer, plan.added, plan.rows, generic_class=bool(plan.mended)
         )
+        settled = _settled(target, plan)
+        extend(checkpoint, matrices, plan.rows, plan.inits, plan.trained_rows, target, count)
         write_record(target, plan.records)
-    warnings = [*norms, *left_out, *_settled(target, plan)]
+    warnings = [*norms, *left_out, *settled]
     return _status(plan, matrices.rows, learned, warnings).wire()
 
 
 def _settled(target: Path, plan: Plan) -> list[str]:
     """What had to change for transformers to read the new tokenizer as tokenizer.json says; raises StepFailure when
     nothing helps."""
+    if proven(target, plan.vocabulary.tokenizer):
+        return []
     try:
-        mended = settle(target, around(item.token.content for item in plan.added[:COMPARED] if item.piece is None))
+        mended = apart.complete(target, around(item.token.content for item in plan.added[:COMPARED] if item.piece is None))
     except Disagreement as error:
         raise StepFailure(
             ExitCode.BAD_CONFIGURATION,
