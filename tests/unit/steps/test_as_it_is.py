@@ -102,7 +102,8 @@ def model(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any], change: 
 def test_a_model_type_that_takes_its_own_class_whatever_the_settings_name_is_refused_before_weights_are_written(
     tmp_path: Path,
 ) -> None:
-    base = model(tmp_path, byte_fallback(), GENERIC, lambda config: config.update(model_type="qwen2"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
+    base = model(tmp_path, byte_fallback(), settings, lambda config: config.update(model_type="qwen2"))
     with pytest.raises(StepFailure) as caught:
         report_of(add_tokens, base, TOKENS)
     assert caught.value.error.reason == "TokenizersDisagree" and "Qwen2Tokenizer" in caught.value.error.message
