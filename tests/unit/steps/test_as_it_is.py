@@ -85,7 +85,9 @@ def test_nor_do_other_files_that_declare_tokens_or_model_types_that_transformers
     assert not proven(tmp_path, files(tmp_path, "qwen2", GENERIC))
 
 
-def model(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any], change: Callable[[dict[str, Any]], None]) -> Path:
+def model(
+    folder: Path, tokenizer: Tokenizer, settings: dict[str, Any], change: Callable[[dict[str, Any]], None]
+) -> Path:
     def make(partial: Path) -> dict[str, Any]:
         tiny(partial, padding=200)
         tokenizer.save(str(partial / "tokenizer.json"))

@@ -17,7 +17,7 @@ from finetune.steps.tokenizer_files.agreement import Disagreement
 
 
 def complete(folder: Path, texts: Sequence[str] = ()) -> str | None:
-    """`base.complete`, and its errors, in a process of its own. Raises ChildProcessError when that fails in its turn."""
+    """`base.complete` in a process of its own: its result, its errors, ChildProcessError when the process fails."""
     asked = subprocess.run(
         [sys.executable, "-m", __name__],
         input=json.dumps({"folder": str(folder), "texts": list(texts)}),

@@ -1,8 +1,8 @@
 """Tokenizers in other forms than tokenizer.json: converted where that is proven, refused where it would be a guess.
 
-A sentencepiece model says everything about itself, so a conversion can be held against sentencepiece's own ids. A
-tiktoken vocabulary says only which bytes are merged: how text is cut before that is a regular expression in somebody's
-code, and another one would give other ids for the same text.
+A sentencepiece model says everything about itself, so a conversion can be held against sentencepiece's own ids, and
+tekken.json (see `tekken`) against tiktoken's. A plain tiktoken vocabulary says only which bytes are merged: how text is
+cut before that is a regular expression in somebody's code, and another one would give other ids for the same text.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 
+from finetune.steps.tokenizer_files import tekken
 from finetune.steps.tokenizer_files.agreement import PROBES, SPACE
 
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-TIKTOKEN = ("tiktoken.model", "*.tiktoken", "tekken.json")
+TIKTOKEN = ("tiktoken.model", "*.tiktoken")
+OTHERS = (*TIKTOKEN, tekken.NAME)
+"""Vocabularies that nobody can be made to read new tokens from."""
 
 REMEDY = "take a repository or revision of the model that has tokenizer.json"
 
@@ -32,6 +35,11 @@ def converted(folder: Path) -> Tokenizer:
     transformers converts, sentencepiece judges: every text of PROBES must get the same ids. Where they differ (for
     Mistral's model_type, transformers forgets the space before a text), the model's own pieces are taken as they are.
     """
+    if (path := folder / tekken.NAME).is_file():
+        try:
+            return tekken.converted(path)
+        except tekken.NotExact as error:
+            raise NotConvertible(f"the model has no tokenizer.json but {path.name}: {error}; {REMEDY}") from error
     for path in sorted(folder.iterdir()):
         if any(fnmatch.fnmatch(path.name, pattern) for pattern in TIKTOKEN):
             raise _tiktoken(path)

@@ -168,7 +168,9 @@ def _settled(target: Path, plan: Plan) -> list[str]:
     if proven(target, plan.vocabulary.tokenizer):
         return []
     try:
-        mended = apart.complete(target, around(item.token.content for item in plan.added[:COMPARED] if item.piece is None))
+        mended = apart.complete(
+            target, around(item.token.content for item in plan.added[:COMPARED] if item.piece is None)
+        )
     except Disagreement as error:
         raise StepFailure(
             ExitCode.BAD_CONFIGURATION,
