@@ -8,6 +8,7 @@ cut before that is a regular expression in somebody's code, and another one woul
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 
 from finetune.steps.tokenizer_files import tekken
-from finetune.steps.tokenizer_files.agreement import PROBES, SPACE
+from finetune.steps.tokenizer_files.agreement import FURTHER, PROBES, SPACE
 
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 TIKTOKEN = ("tiktoken.model", "*.tiktoken")
@@ -33,7 +34,8 @@ def converted(folder: Path) -> Tokenizer:
     """The tokenizer of a folder that has no tokenizer.json, as one; raises NotConvertible.
 
     transformers converts, sentencepiece judges: every text of PROBES must get the same ids. Where they differ (for
-    Mistral's model_type, transformers forgets the space before a text), the model's own pieces are taken as they are.
+    Mistral's model_type, transformers forgets the space before a text), or those of FURTHER do (for Llama's it does so
+    where the text begins with one), the model's own pieces are taken as they are, if these differ less.
     """
     if (path := folder / tekken.NAME).is_file():
         try:
@@ -48,18 +50,19 @@ def converted(folder: Path) -> Tokenizer:
         raise NotConvertible(f"the model has neither tokenizer.json nor a sentencepiece model; {REMEDY}")
     model = models[0]
     original = _sentencepiece(model)
-    tokenizer = _by_transformers(folder, model)
-    difference = _difference(model, original, tokenizer)
-    if difference is None:
-        return tokenizer
-    own = _by_pieces(model, tokenizer)
-    if own is None or _difference(model, original, own) is not None:
-        raise NotConvertible(difference)
-    return own
+    by_transformers = _by_transformers(folder, model)
+    if _difference(model, original, by_transformers, (*PROBES, *FURTHER)) is None:
+        return by_transformers
+    by_pieces = _by_pieces(model, by_transformers)
+    for texts in ((*PROBES, *FURTHER), PROBES):
+        for tokenizer in (by_pieces, by_transformers):
+            if tokenizer is not None and _difference(model, original, tokenizer, texts) is None:
+                return tokenizer
+    raise NotConvertible(str(_difference(model, original, by_transformers, PROBES)))
 
 
-def _difference(model: Path, original: Any, tokenizer: Tokenizer) -> str | None:
-    for probe in PROBES:
+def _difference(model: Path, original: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> str | None:
+    for probe in texts:
         expected, ids = original.encode(probe), tokenizer.encode(probe, add_special_tokens=False).ids
         if ids != expected:
             return (

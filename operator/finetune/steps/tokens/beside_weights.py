@@ -11,7 +11,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from finetune.steps.model_files.config import read_object
-from finetune.steps.tokenizer_files.agreement import GENERIC, SETTINGS, TOKENIZER
+from finetune.steps.tokenizer_files.agreement import TOKENIZER
+from finetune.steps.tokenizer_files.as_it_is import GENERIC, SETTINGS
 from finetune.steps.tokenizer_files.conversion import OTHERS, SENTENCEPIECE
 from finetune.steps.tokens.sentencepiece_model import NotExtendable, extended
 from finetune.steps.tokens.vocabulary import FLAGS, Added
