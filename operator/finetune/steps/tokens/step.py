@@ -43,7 +43,7 @@ ADAPTER = (
 COMPARED = 4096
 """New tokens around which the readings of the tokenizer's files are compared with each other; reload looks at each."""
 
-FORMAT = 2
+FORMAT = 3
 """Raise it when the same tokens would give other files: the cache then makes its extended models anew."""
 
 log = logging.getLogger(__name__)
@@ -82,19 +82,28 @@ def run(job: StepJob, layout: Layout) -> StepReport:
 
 
 def asked_for(job: StepJob, layout: Layout) -> list[Requested]:
-    """The tokens that the job lists, checked; raises StepFailure for what is wrong with them."""
-    return requested_tokens(job.spec.tokens, layout) if job.spec.tokens else []
+    """The tokens that the job lists, checked; raises StepFailure for what is wrong with them, and with that for all
+    that the model finds wrong with the others."""
+    if job.spec.tokens is None:
+        return []
+    requested, faults = requested_tokens(job.spec.tokens, layout)
+    if faults:
+        planned(job, layout, requested, faults)
+    return requested
 
 
-def planned(job: StepJob, layout: Layout, requested: Sequence[Requested]) -> tuple[Checkpoint, Matrices, Plan]:
-    """What is to be done to the model; raises StepFailure for whatever the user has to change about model or tokens."""
+def planned(
+    job: StepJob, layout: Layout, requested: Sequence[Requested], faults: Sequence[StepFailure] = ()
+) -> tuple[Checkpoint, Matrices, Plan]:
+    """What is to be done to the model; raises StepFailure for whatever the user has to change about model or tokens,
+    `faults` of theirs among it."""
     tokens, model = job.spec.tokens or Tokens(add=[]), layout.model
     try:
         checkpoint = read_checkpoint(model)
         matrices = matrices_of(checkpoint)
         vocabulary = Vocabulary.read(model)
         plan = make_plan(
-            vocabulary, matrices, requested, tokens.init, tokens.pad_to_multiple_of, job.spec.training.seed
+            vocabulary, matrices, requested, tokens.init, tokens.pad_to_multiple_of, job.spec.training.seed, faults
         )
     except (NotEditable, NoSafetensors) as error:
         raise StepFailure(
