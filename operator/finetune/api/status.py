@@ -198,6 +198,11 @@ class DatasetStatus(Model):
     unused_tokens: list[Text] | None = Field(
         None, description="New tokens that never occur in the data and so stay untrained.", max_length=32
     )
+    warnings: list[Text] | None = Field(
+        None,
+        description="What may surprise later: rows that engines which read tokenizer.model would read otherwise.",
+        max_length=16,
+    )
     digest: str | None = Field(None, description="SHA-256 of ids and labels.", max_length=80)
 
 

@@ -44,7 +44,9 @@ def proof_picture(file: Path, sentence: str) -> RenderableType:
     parts: list[RenderableType] = []
     if chances := proof["probabilities"][:SHOWN]:
         parts.append(_chances(chances, proof["message"]))
-    parts.append(Text.assemble(("✔ proven: ", "green"), sentence))
+    proven, *_ = sentence.partition("; not proven: ")
+    parts.append(Text.assemble(("✔ proven: ", "green"), proven))
+    parts += [Text.assemble(("not proven: ", "yellow"), gap["what"], f": {gap['why']}") for gap in proof["notProven"]]
     return Group(*parts)
 
 

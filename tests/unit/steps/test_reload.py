@@ -21,6 +21,7 @@ from finetune.steps.tokens import step as add_tokens
 from finetune.steps.workspace.staging import publish
 from tests.models import smollm2, tiny
 from tests.unit.steps.jobs import layout, report_of
+from tests.unit.steps.vocabularies import QWEN, byte_level
 
 THINK = {"tokens": {"add": [{"content": "<think>"}, {"content": "myocardial infarction"}, {"content": "café"}]}}
 
@@ -57,7 +58,8 @@ def test_an_extended_model_proves_itself(tmp_path: Path, model: dict[str, Any]) 
     assert report.result["proof"].startswith(
         "3 new tokens round-trip, tokenizer.json and transformers give the same ids, loads strictly, finite logits, "
     )
-    assert report.result["proof"].endswith(f"of old weights unchanged, {layers} hidden states of old text bit-equal")
+    proven, _, lacking = report.result["proof"].partition("; not proven: ")
+    assert proven.endswith(f"of old weights unchanged, {layers} hidden states of old text bit-equal") and lacking
     proof = json.loads((tmp_path / "finetune-reload.json").read_text())
     assert (proof["tokens"], proof["wasRun"], proof["equalStates"]) == (3, True, layers)
     assert (
@@ -161,8 +163,9 @@ def test_a_class_that_breaks_a_token_is_named_with_a_way_out(tmp_path: Path) -> 
     """transformers' own class for Qwen2 ignores tokenizer.json's decoder."""
 
     def make(partial: Path) -> dict[str, Any]:
-        config = json.loads((tiny(partial) / "config.json").read_text())
+        config = json.loads((tiny(partial, padding=64) / "config.json").read_text())
         (partial / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
+        byte_level(split=QWEN).save(str(partial / "tokenizer.json"))
         return {}
 
     publish(layout(tmp_path).model, "base", make)

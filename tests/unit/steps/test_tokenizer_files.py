@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from sentencepiece import SentencePieceProcessor
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import AutoTokenizer
 
 from finetune.steps.dataset import step as load_dataset
 from finetune.steps.download import step as download
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.tokenizer_files.agreement import probes
+from finetune.steps.tokenizer_files.conversion import converted
 from finetune.steps.tokens import step as add_tokens
 from finetune.steps.workspace.staging import publish
 from tests.models import tiny
@@ -171,6 +172,54 @@ def test_rows_that_would_be_learned_with_other_ids_are_refused_with_a_remedy_tha
     path.unlink()
     path.write_text(json.dumps(settings | {"tokenizer_class": remedy}))
     assert report_of(load_dataset, base, PRETRAINING).result
+
+
+def with_sentencepiece(folder: Path, *normal: normalizers.Normalizer) -> Path:
+    """A model whose tokenizer.json says what its sentencepiece model says, but for these normalizers."""
+
+    def change(partial: Path) -> None:
+        (partial / "tokenizer.model").write_bytes(sentencepiece())
+        tokenizer = converted(partial)
+        own = [tokenizer.normalizer] if tokenizer.normalizer else []
+        tokenizer.normalizer = normalizers.Sequence([*normal, *own])
+        tokenizer.save(str(partial / "tokenizer.json"))
+
+    return model(folder, None, {"tokenizer_class": "LlamaTokenizer", "legacy": True, "eos_token": "</s>"}, change)
+
+
+def test_rows_that_sentencepiece_reads_otherwise_are_counted_with_an_example(tmp_path: Path) -> None:
+    base = with_sentencepiece(tmp_path, normalizers.Replace("ß", "ss"))
+    report_of(add_tokens, base, TOKENS)
+    assert (tmp_path / "prepared/tokenizer.model").is_file(), "texts that are always compared say nothing of it"
+    rows(tmp_path, "The model", "A token is a Maß", "Ein Fuß", "a <obs>ß")
+    result = report_of(load_dataset, base, PRETRAINING).result
+    assert result is not None and len(result["warnings"]) == 1
+    assert result["warnings"][0].startswith(
+        "spec.dataset.sources[0]: pvc://data/rows.jsonl: 2 of the first 4 rows are learned with other ids than engines "
+        "get that read tokenizer.model (llama.cpp's converter does): 'ß' begins with ["
+    )
+    assert " by tokenizer.json, [" in result["warnings"][0] and "] by sentencepiece; serve" in result["warnings"][0]
+
+
+def test_rows_that_sentencepiece_reads_alike_give_no_warning(tmp_path: Path) -> None:
+    base = with_sentencepiece(tmp_path)
+    report_of(add_tokens, base, TOKENS)
+    rows(tmp_path, "The model", "A token is a Maß", "a <obs>", "  two  spaces 水 \n")
+    result = report_of(load_dataset, base, PRETRAINING).result
+    assert result is not None and "warnings" not in result
+
+
+def test_a_conversion_keeps_spaces_at_the_beginning_as_sentencepiece_does(tmp_path: Path) -> None:
+    """transformers' own for Llama's kind forgets the space before a text that begins with one."""
+    base = model(
+        tmp_path,
+        None,
+        {"tokenizer_class": "LlamaTokenizer", "legacy": True},
+        lambda folder: (folder / "tokenizer.model").write_bytes(sentencepiece()),
+    )
+    tokenizer, original = converted(base / "model"), SentencePieceProcessor(model_proto=sentencepiece())
+    for text in (" a space before", "  two  spaces", "The model"):
+        assert tokenizer.encode(text, add_special_tokens=False).ids == original.encode(text)
 
 
 def test_a_job_without_tokens_learns_the_ids_of_a_sentencepiece_model(tmp_path: Path) -> None:

@@ -143,7 +143,6 @@ def test_where_transformers_converts_wrongly_the_pieces_are_taken_as_they_are(
         ("tiktoken.model", b"IQ== 0\nIg== 1\n"),
         ("tokenizer.model", b"IQ== 0\nIg== 1\n"),
         ("qwen.tiktoken", b"IQ== 0\n"),
-        ("tekken.json", b"{}"),
     ],
 )
 def test_a_tiktoken_vocabulary_is_refused_with_the_remedy(tmp_path: Path, name: str, content: bytes) -> None:

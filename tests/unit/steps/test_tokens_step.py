@@ -457,6 +457,20 @@ def test_whatever_is_wrong_with_any_token_is_told_at_once(workspace: Path) -> No
         assert words in error.message
 
 
+def test_what_a_list_gets_wrong_is_told_together_with_what_the_model_finds_wrong(workspace: Path) -> None:
+    (workspace / "tokens.txt").write_text("fine\n\nĠthe\na\tb\nfine\n", encoding="utf-8")
+    there = {"content": "<nowhere>", "reuse": True}
+    spec = add("<b>", {"content": "<a>", "init": {"copyOf": "?!?!"}}, there, addFrom=FROM)
+    error = refusal(workspace, spec).error
+    assert error.message == (
+        "spec.tokens: 6 of the tokens cannot be added: line 2 of ConfigMap terms, key terms.txt: the token is empty; "
+        "line 4: the token 'a\\tb' contains the control character U+0009; line 5: 'fine' was asked for already in "
+        "line 1; spec.tokens.add[2].reuse: '<nowhere>' is not one token of the base model's tokenizer; "
+        "spec.tokens.add[1].init.copyOf: '?!?!' is not one token of the base model's tokenizer; "
+        "line 3 of ConfigMap terms, key terms.txt: 'Ġthe' is the tokenizer's own name of a piece that is not this text"
+    )
+
+
 def test_an_ordinary_token_that_servers_would_hide_gets_a_warning(workspace: Path) -> None:
     (warning,) = result(workspace, add("<|plan|>", {"content": "<|go|>", "special": True}, "<seen>"))["warnings"]
     assert warning.startswith("<|plan|>: llama.cpp's converter takes tokens of this shape for control tokens")

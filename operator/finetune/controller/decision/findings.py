@@ -72,6 +72,7 @@ def _load_dataset(status: FineTuneJobStatus) -> Iterator[str]:
             yield f"not used: {'; '.join(dataset.unused_fields)}"
         if dataset.unused_tokens:
             yield f"warning: never in the data and so untrained: {' '.join(dataset.unused_tokens)}"
+        yield from (f"warning: {text}" for text in dataset.warnings or ())
 
 
 def _reasons(counts: Mapping[str, int] | None) -> str:

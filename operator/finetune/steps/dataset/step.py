@@ -10,19 +10,19 @@ import hashlib
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from finetune.api.conditions import shortened
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
 from finetune.api.spec import DatasetSource, Duplicates, Objective, Switch
 from finetune.api.spec import Format as Kind
+from finetune.steps.dataset import readers
 from finetune.steps.dataset.chat import NotShown
 from finetune.steps.dataset.duplicates import NOWHERE, duplicates
 from finetune.steps.dataset.encode import Counts, Encoder
@@ -36,7 +36,6 @@ from finetune.steps.rows.messages import MalformedRow
 from finetune.steps.rows.sources import Rows, identity, opened, prepare_environment
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.progress import Progress
-from finetune.steps.tokenizer_files.agreement import GENERIC, TOKENIZER, difference, without_limits
 from finetune.steps.workspace.base_model import base_model
 from finetune.steps.workspace.data_parts import Parts, write_parts
 from finetune.steps.workspace.end_tokens import EndToken, write_end_tokens
@@ -55,14 +54,11 @@ CATEGORY = "category"
 MAX_FIELDS = 16
 """Names of unused columns and fields that are told of a source."""
 
-COMPARED = 1000
-"""Rows of each source whose texts are read by transformers and by tokenizer.json alike."""
-
-LONG = 10_000
-"""Characters of such a text."""
-
 MAX_UNUSED = 32
 """Names in `DatasetStatus.unused_tokens`."""
+
+MAX_WARNINGS = 16
+"""Sentences in `DatasetStatus.warnings`."""
 
 MAX_END_TOKENS = 16
 """Names in `DatasetStatus.end_tokens`."""
@@ -130,11 +126,17 @@ class _Loading:
         tokenizer = AutoTokenizer.from_pretrained(self.model)
         _must_be_fast(tokenizer)
         sources = [self._open(place, source, cache) for place, source in dataset.places()]
-        _require_agreement(self.model, tokenizer, sources)
+        warnings = readers.compared(
+            self.model,
+            tokenizer,
+            [readers.Source(f"{source.place}: {source.spec.uri}", source.rows, source.format) for source in sources],
+        )
         encoded = EncodedRows(self.folder / ".encoded", keyed=dataset.validates)
         self._encode(tokenizer, sources, encoded)
         shutil.rmtree(cache, ignore_errors=True)
         result = self._arrange(sources, encoded, tokenizer)
+        if warnings:
+            result["warnings"] = warnings[:MAX_WARNINGS]
         shutil.rmtree(self.folder / ".encoded", ignore_errors=True)
         return result
 
@@ -364,41 +366,6 @@ def _end_tokens(tokenizer: Any, counts: npt.NDArray[np.int64], objective: Object
     special |= {tokenizer.eos_token_id} - {None}
     found = sorted((id_ for id_ in special if counts[id_]), key=lambda id_: (-counts[id_], id_))
     return [EndToken(id_, tokenizer.convert_ids_to_tokens(id_), int(counts[id_])) for id_ in found]
-
-
-def _require_agreement(model: Path, tokenizer: Any, sources: Sequence[_Source]) -> None:
-    """Raise StepFailure when the rows would be learned with other ids than tokenizer.json, with which servers encode,
-    gives them."""
-    if not (model / TOKENIZER).is_file():
-        return
-    reference = without_limits(Tokenizer.from_file(str(model / TOKENIZER)))
-    for source in sources:
-        try:
-            some = source.rows.columns(source.format.wanted)[:COMPARED]
-            texts = list(_texts(some if isinstance(some, Mapping) else some.to_pydict()))
-        except (UnicodeDecodeError, MalformedRow):
-            continue  # whoever encodes the rows says which one
-        if (left := difference(reference, tokenizer, texts)) is not None:
-            raise StepFailure(
-                ExitCode.BAD_CONFIGURATION,
-                "TokenizersDisagree",
-                f"{source.place}: {source.spec.uri}: the model would be trained with other ids than it is served with: "
-                f"{left}",
-                f'Write "tokenizer_class": "{GENERIC}" into the tokenizer_config.json of a copy of the base model, and '
-                "use that as spec.model.",
-            )
-
-
-def _texts(values: Any) -> Iterator[str]:
-    """Every text in the columns, lists and objects of some rows."""
-    if isinstance(values, str):
-        yield values[:LONG].encode("utf-8", "ignore").decode()
-    elif isinstance(values, Mapping):
-        for value in values.values():
-            yield from _texts(value)
-    elif isinstance(values, (list, tuple)):
-        for value in values:
-            yield from _texts(value)
 
 
 def _undecodable(table: Any, error: UnicodeDecodeError) -> UndecodableRow:

@@ -31,7 +31,7 @@ from finetune.steps.model_files.safetensors_file import InvalidSafetensors
 from finetune.steps.runtime.disk import require_space
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.progress import Progress
-from finetune.steps.tokenizer_files.base import complete
+from finetune.steps.tokenizer_files import apart
 from finetune.steps.workspace.base_model import is_commit
 from finetune.steps.workspace.staging import INPUTS, Write, publish, published, remove
 
@@ -239,7 +239,7 @@ def _settled(write: Write) -> Write:
     def write_settled(partial: Path) -> dict[str, Any]:
         result = write(partial)
         try:
-            mended = complete(partial)
+            mended = apart.complete(partial)
         except Exception as error:
             log.info("the tokenizer was left as it is: %s", error)
             mended = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 import transformers
-from pydantic.alias_generators import to_camel
 
 from finetune.api.contract import ExitCode, Layout, Step, StepJob, StepReport
 from finetune.api.spec import PROBE_PROMPT
@@ -27,6 +25,8 @@ from finetune.steps.inference.single_precision import largest_part
 from finetune.steps.model_files.checkpoint import read_checkpoint
 from finetune.steps.model_files.config import UNQUANTISED, quantised, read_config
 from finetune.steps.reload.compare import differences
+from finetune.steps.reload.proof import Proof
+from finetune.steps.reload.unproven import READ, gaps
 from finetune.steps.runtime.disk import in_words
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.runtime.memory import available_memory
@@ -34,6 +34,7 @@ from finetune.steps.runtime.progress import Progress
 from finetune.steps.token_matrices.architectures import matrices_of
 from finetune.steps.tokenizer_files.agreement import TOKENIZER, around, disagreement
 from finetune.steps.tokenizer_files.base import as_written
+from finetune.steps.weight_names.correspondence import correspondence
 from finetune.steps.workspace.base_model import base_model
 from finetune.steps.workspace.staging import published
 from finetune.steps.workspace.token_record import TokenRecord, read_record
@@ -50,9 +51,6 @@ COMPARED = 64
 
 READING = 8 << 30
 """Bytes of weights that these passes may read beyond those for the tokens that are shown."""
-
-READ = 4096
-"""New tokens around which texts are read by transformers and by tokenizer.json alike."""
 
 OVERHEAD = 1.2
 """Memory of a loaded model over the size of its weights, activations of a short text included."""
@@ -81,50 +79,6 @@ log = logging.getLogger(__name__)
 
 class NotProven(Exception):
     """A proof failed; the message says which and where."""
-
-
-@dataclass
-class Proof:
-    """What was proven, in the order in which it was; None where there was nothing to compare or no memory to run it."""
-
-    tokens: int
-    """New tokens, each of which is one id, comes back as its text and has a row."""
-
-    tensors: int
-    """Tensors of the files, loaded strictly; or compared with the architecture's by name and shape only."""
-
-    was_run: bool = False
-    """Whether the model was loaded and gave finite logits."""
-
-    equal_bytes: int | None = None
-    """Bytes of the base model's tensors, all of them found unchanged."""
-
-    equal_states: int | None = None
-    """Hidden states of old text (one for each layer, and the embedding) that equal the base model's bit for bit."""
-
-    moved: float | None = None
-    """How far logits of old tokens moved, relative to the largest: another size of product sums in another order."""
-
-    message: str | None = None
-    """The user's message after which the probabilities are."""
-
-    probabilities: Sequence[TokenProbability] = ()
-
-    def sentence(self) -> str:
-        """The proof in one line."""
-        words = [f"{self.tokens:,} new tokens round-trip", "tokenizer.json and transformers give the same ids"]
-        words.append("loads strictly, finite logits" if self.was_run else f"{self.tensors:,} tensors in their shapes")
-        if self.equal_bytes is not None:
-            words.append(f"{in_words(self.equal_bytes)} of old weights unchanged")
-        if self.equal_states is not None:
-            words.append(f"{self.equal_states} hidden states of old text bit-equal")
-        return ", ".join(words)
-
-    def write(self, path: Path) -> None:
-        """Write the whole proof as JSON."""
-        parts = vars(self) | {"probabilities": [item.wire() for item in self.probabilities]}
-        document = {to_camel(name): value for name, value in parts.items()}
-        path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -156,6 +110,7 @@ def run(job: StepJob, layout: Layout) -> StepReport:
             ) from error
     if not records:
         return StepReport(step=Step.RELOAD, result={"warnings": warnings} if warnings else {})
+    proof.not_proven = list(gaps(folder, layout.model, records, proof))
     proof.write(layout.proof)
     earlier = (published(folder) or {}).get("warnings", [])
     parts = TokensStatus(
@@ -183,7 +138,7 @@ def _prove(
     former = as_written(base) if base else tokenizer
     new_ids = {record.id for record in records}
     _prove_tokens(tokenizer, records, _vocab_size(folder))
-    proof = Proof(tokens=len(records), tensors=len(checkpoint.tensors))
+    proof = Proof(tokens=len(records), tensors=len(checkpoint.tensors), family=read_config(folder).get("model_type"))
     if base is not None:
         _prove_alike(folder, records)
         _prove_old_text(tokenizer, former, records)
@@ -192,6 +147,7 @@ def _prove(
         for difference in differences(before, checkpoint, matrices, new_ids, count):
             raise NotProven(difference)
         proof.equal_bytes = sum(tensor.size for tensor in before.tensors.values())
+        proof.not_loaded = _not_loaded(folder)
     needed = int(checkpoint.size * OVERHEAD) + largest_part(checkpoint.tensors) + LIBRARIES
     free = available_memory()
     if needed > free:
@@ -305,6 +261,11 @@ def _prove_old_text(tokenizer: Any, base: Any, records: Sequence[TokenRecord]) -
     has_new |= not {record.id for record in records}.isdisjoint(tokenizer(OLD_TEXT)["input_ids"])
     if not has_new and tokenizer(OLD_TEXT)["input_ids"] != base(OLD_TEXT)["input_ids"]:
         raise NotProven("text without new tokens is encoded differently than before")
+
+
+def _not_loaded(folder: Path) -> tuple[str, ...]:
+    """The tensors of the files that the model in memory has no place for, proven to be those by transformers' rules."""
+    return correspondence(folder).not_loaded
 
 
 def _prove_structure(folder: Path) -> None:

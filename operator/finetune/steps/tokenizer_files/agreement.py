@@ -9,20 +9,16 @@ list. A model would then be trained on other ids than it is served with.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from finetune.steps.tokenizer_files.as_it_is import GENERIC, SETTINGS, proven
+
 TOKENIZER = "tokenizer.json"
-SETTINGS = "tokenizer_config.json"
-
-GENERIC = "PreTrainedTokenizerFast"
-"""The class of transformers that takes tokenizer.json as it is, by the name that its versions 4 and 5 both know."""
-
-AS_IT_IS = (GENERIC, "TokenizersBackend")
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 """Special tokens for which classes have names of their own where the settings have none."""
@@ -124,17 +120,21 @@ def without_limits(tokenizer: Tokenizer) -> Tokenizer:
 def take_as_it_is(folder: Path, loaded: Any | None) -> None:
     """Rewrite the settings so that transformers takes tokenizer.json as it is. What the class of `loaded` brought in
     besides (names of special tokens, the side of padding) is written down."""
+    brought: dict[str, Any] = {}
+    if loaded is not None:
+        named = {name: getattr(loaded, name, None) for name in NAMED}
+        brought = {name: str(token) for name, token in named.items() if token is not None}
+        brought |= {"model_input_names": list(loaded.model_input_names), "padding_side": loaded.padding_side}
+    write_settings(folder, brought)
+
+
+def write_settings(folder: Path, further: Mapping[str, Any]) -> None:
+    """Settings that name GENERIC, and say what `further` says where they said nothing."""
     path = folder / SETTINGS
     settings = json.loads(path.read_bytes()) if path.is_file() else {}
-    if loaded is not None:
-        for name in NAMED:
-            if (token := getattr(loaded, name, None)) is not None:
-                settings.setdefault(name, str(token))
-        settings.setdefault("model_input_names", list(loaded.model_input_names))
-        settings.setdefault("padding_side", loaded.padding_side)
-    settings["tokenizer_class"] = GENERIC
     path.unlink(missing_ok=True)  # it may be a link to somebody's own file
-    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    whole = {**further, **settings, "tokenizer_class": GENERIC}
+    path.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def settle(folder: Path, texts: Sequence[str] = ()) -> str | None:
@@ -142,13 +142,12 @@ def settle(folder: Path, texts: Sequence[str] = ()) -> str | None:
 
     Returns what was different, None when nothing was. Raises Disagreement where no setting helps (for some model_types
     transformers takes a class of its own whatever the settings name); tokenizer_config.json then stays as it was.
-    Settings that name GENERIC already are left to whoever loads transformers anyway: it takes half a gigabyte.
     """
     path = folder / SETTINGS
     settings = path.read_bytes() if path.is_file() else None
-    if settings is not None and json.loads(settings).get("tokenizer_class") in AS_IT_IS:
-        return None
     tokenizer = without_limits(Tokenizer.from_file(str(folder / TOKENIZER)))
+    if proven(folder, tokenizer):
+        return None
     texts = [*probes(tokenizer), *texts]
     loaded: Any | None = None
     former: Difference | str | None

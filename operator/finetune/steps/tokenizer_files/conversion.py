@@ -1,23 +1,27 @@
 """Tokenizers in other forms than tokenizer.json: converted where that is proven, refused where it would be a guess.
 
-A sentencepiece model says everything about itself, so a conversion can be held against sentencepiece's own ids. A
-tiktoken vocabulary says only which bytes are merged: how text is cut before that is a regular expression in somebody's
-code, and another one would give other ids for the same text.
+A sentencepiece model says everything about itself, so a conversion can be held against sentencepiece's own ids, and
+tekken.json (see `tekken`) against tiktoken's. A plain tiktoken vocabulary says only which bytes are merged: how text is
+cut before that is a regular expression in somebody's code, and another one would give other ids for the same text.
 """
 
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 
-from finetune.steps.tokenizer_files.agreement import PROBES, SPACE
+from finetune.steps.tokenizer_files import tekken
+from finetune.steps.tokenizer_files.agreement import FURTHER, PROBES, SPACE
 
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-TIKTOKEN = ("tiktoken.model", "*.tiktoken", "tekken.json")
+TIKTOKEN = ("tiktoken.model", "*.tiktoken")
+OTHERS = (*TIKTOKEN, tekken.NAME)
+"""Vocabularies that nobody can be made to read new tokens from."""
 
 REMEDY = "take a repository or revision of the model that has tokenizer.json"
 
@@ -30,8 +34,14 @@ def converted(folder: Path) -> Tokenizer:
     """The tokenizer of a folder that has no tokenizer.json, as one; raises NotConvertible.
 
     transformers converts, sentencepiece judges: every text of PROBES must get the same ids. Where they differ (for
-    Mistral's model_type, transformers forgets the space before a text), the model's own pieces are taken as they are.
+    Mistral's model_type, transformers forgets the space before a text), or those of FURTHER do (for Llama's it does so
+    where the text begins with one), the model's own pieces are taken as they are, if these differ less.
     """
+    if (path := folder / tekken.NAME).is_file():
+        try:
+            return tekken.converted(path)
+        except tekken.NotExact as error:
+            raise NotConvertible(f"the model has no tokenizer.json but {path.name}: {error}; {REMEDY}") from error
     for path in sorted(folder.iterdir()):
         if any(fnmatch.fnmatch(path.name, pattern) for pattern in TIKTOKEN):
             raise _tiktoken(path)
@@ -40,18 +50,19 @@ def converted(folder: Path) -> Tokenizer:
         raise NotConvertible(f"the model has neither tokenizer.json nor a sentencepiece model; {REMEDY}")
     model = models[0]
     original = _sentencepiece(model)
-    tokenizer = _by_transformers(folder, model)
-    difference = _difference(model, original, tokenizer)
-    if difference is None:
-        return tokenizer
-    own = _by_pieces(model, tokenizer)
-    if own is None or _difference(model, original, own) is not None:
-        raise NotConvertible(difference)
-    return own
+    by_transformers = _by_transformers(folder, model)
+    if _difference(model, original, by_transformers, (*PROBES, *FURTHER)) is None:
+        return by_transformers
+    by_pieces = _by_pieces(model, by_transformers)
+    for texts in ((*PROBES, *FURTHER), PROBES):
+        for tokenizer in (by_pieces, by_transformers):
+            if tokenizer is not None and _difference(model, original, tokenizer, texts) is None:
+                return tokenizer
+    raise NotConvertible(str(_difference(model, original, by_transformers, PROBES)))
 
 
-def _difference(model: Path, original: Any, tokenizer: Tokenizer) -> str | None:
-    for probe in PROBES:
+def _difference(model: Path, original: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> str | None:
+    for probe in texts:
         expected, ids = original.encode(probe), tokenizer.encode(probe, add_special_tokens=False).ids
         if ids != expected:
             return (

@@ -11,12 +11,13 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from finetune.steps.model_files.config import read_object
-from finetune.steps.tokenizer_files.agreement import GENERIC, SETTINGS, TOKENIZER
-from finetune.steps.tokenizer_files.conversion import SENTENCEPIECE, TIKTOKEN
+from finetune.steps.tokenizer_files.agreement import TOKENIZER
+from finetune.steps.tokenizer_files.as_it_is import GENERIC, SETTINGS
+from finetune.steps.tokenizer_files.conversion import OTHERS, SENTENCEPIECE
 from finetune.steps.tokens.sentencepiece_model import NotExtendable, extended
 from finetune.steps.tokens.vocabulary import FLAGS, Added
 
-STALE = (*TIKTOKEN, "tokenizer_object.json")
+STALE = (*OTHERS, "tokenizer_object.json")
 """Vocabularies in other forms. They do not know the new tokens, and some loaders prefer them to tokenizer.json."""
 
 WEIGHTS = (".safetensors", ".safetensors.index.json")

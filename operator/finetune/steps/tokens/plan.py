@@ -13,9 +13,12 @@ from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.token_matrices.matrices import Matrices
 from finetune.steps.tokens.byte_level import keep_decodable
 from finetune.steps.tokens.initialise import Copy, Init, Mean, Noisy, Normal, VocabularyMean
-from finetune.steps.tokens.requested import LISTED, Requested
+from finetune.steps.tokens.requested import Requested
 from finetune.steps.tokens.vocabulary import Added, Vocabulary, hidden_by_servers
 from finetune.steps.workspace.token_record import TokenRecord
+
+LISTED = 10
+"""Problems that a failure tells; the others it counts."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,17 @@ def make_plan(
     default: TokenInit | None,
     multiple: int,
     seed: int = 0,
+    faults: Sequence[StepFailure] = (),
 ) -> Plan:
     """Extend `vocabulary` (in memory) and say how the rows start; `seed` is that of draws and noise.
 
-    Raises StepFailure for a token that cannot be added or an init that names no token.
+    Raises one StepFailure for all tokens that cannot be added and inits that name no token, and for `faults`, what is
+    known to be wrong already.
     """
     size_before, length_before = vocabulary.size, vocabulary.length
     present = vocabulary.ids_of(item.content for item in requested)
     new = [item for item in requested if item.content not in present]
-    problems = list(_absent(requested, present))
+    problems = [*faults, *_absent(requested, present)]
     again = [item for item in requested if item.content in present and item.token.reuse]
     sources: dict[str, Source] = {}
     for asked in [*new, *again]:

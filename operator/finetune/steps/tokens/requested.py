@@ -27,9 +27,6 @@ MAX_TOKENS = 200_000
 MAX_BYTES = 64 << 20
 """Size of a list: it is held in memory."""
 
-LISTED = 10
-"""Problems that a failure tells; the others it counts."""
-
 SCORED = re.compile(r"(.*)\t-?\d+(?:\.\d+)?(?:e-?\d+)?")
 """A line of a sentencepiece `.vocab` file: a piece, a tab, the logarithm of its probability."""
 
@@ -84,28 +81,19 @@ class _Collection:
         if len(self.found) > MAX_TOKENS:
             raise _invalid("spec.tokens", f"more than {MAX_TOKENS:,} tokens", "Add fewer tokens.")
 
-    def result(self) -> list[Requested]:
-        """The tokens, or everything that is wrong as one StepFailure."""
-        if not self.problems:
-            return self.found
-        listed = self.problems[:LISTED]
-        text = "; ".join(f"{place}: {problem}" for place, problem in listed)
-        if (count := len(self.problems)) > 1:
-            which = f", the first {LISTED}" if count > LISTED else ""
-            text = f"spec.tokens: {count:,} of the tokens cannot be added{which}: {text}"
-        raise StepFailure(
-            ExitCode.BAD_CONFIGURATION,
-            "InvalidToken",
-            text,
-            " ".join(dict.fromkeys(problem.remedy for _, problem in listed)),
-        )
+    def faults(self) -> list[StepFailure]:
+        """Each thing that is wrong."""
+        return [
+            StepFailure(ExitCode.BAD_CONFIGURATION, "InvalidToken", f"{place}: {problem}", problem.remedy)
+            for place, problem in self.problems
+        ]
 
 
-def requested_tokens(tokens: Tokens, layout: Layout) -> list[Requested]:
-    """All tokens, in the order of the spec and then of the list.
+def requested_tokens(tokens: Tokens, layout: Layout) -> tuple[list[Requested], list[StepFailure]]:
+    """All tokens that can be, in the order of the spec and then of the list; and a failure, naming field or line, for
+    each that is empty, blank, over-long, repeated, not UTF-8, or has control characters.
 
-    Raises StepFailure naming field or line for what is empty, blank, over-long, repeated, not UTF-8, or has control
-    characters.
+    Raises StepFailure for a list that cannot be read.
     """
     collection = _Collection()
     for index, token in enumerate(tokens.add or ()):
@@ -125,7 +113,7 @@ def requested_tokens(tokens: Tokens, layout: Layout) -> list[Requested]:
             except _Unusable as problem:
                 # the list is named once, or a message about several lines would hold little else
                 collection.problems.append((short if collection.problems else place, problem))
-    return collection.result()
+    return collection.found, collection.faults()
 
 
 def _list(source: TokensFrom, layout: Layout) -> tuple[str, Path]:

@@ -21,7 +21,9 @@ from finetune.steps.runtime.memory import require_memory
 from finetune.steps.runtime.progress import Progress
 from finetune.steps.token_matrices.architectures import matrices_of
 from finetune.steps.token_matrices.matrices import Matrices, NotEditable
-from finetune.steps.tokenizer_files.agreement import Disagreement, around, settle
+from finetune.steps.tokenizer_files import apart
+from finetune.steps.tokenizer_files.agreement import Disagreement, around
+from finetune.steps.tokenizer_files.as_it_is import proven
 from finetune.steps.tokens.beside_weights import write_beside_weights
 from finetune.steps.tokens.editor import columns_of, extend, extended_size, row_norm
 from finetune.steps.tokens.initialise import Normal, factor_bytes
@@ -41,7 +43,7 @@ ADAPTER = (
 COMPARED = 4096
 """New tokens around which the readings of the tokenizer's files are compared with each other; reload looks at each."""
 
-FORMAT = 2
+FORMAT = 3
 """Raise it when the same tokens would give other files: the cache then makes its extended models anew."""
 
 log = logging.getLogger(__name__)
@@ -80,19 +82,28 @@ def run(job: StepJob, layout: Layout) -> StepReport:
 
 
 def asked_for(job: StepJob, layout: Layout) -> list[Requested]:
-    """The tokens that the job lists, checked; raises StepFailure for what is wrong with them."""
-    return requested_tokens(job.spec.tokens, layout) if job.spec.tokens else []
+    """The tokens that the job lists, checked; raises StepFailure for what is wrong with them, and with that for all
+    that the model finds wrong with the others."""
+    if job.spec.tokens is None:
+        return []
+    requested, faults = requested_tokens(job.spec.tokens, layout)
+    if faults:
+        planned(job, layout, requested, faults)
+    return requested
 
 
-def planned(job: StepJob, layout: Layout, requested: Sequence[Requested]) -> tuple[Checkpoint, Matrices, Plan]:
-    """What is to be done to the model; raises StepFailure for whatever the user has to change about model or tokens."""
+def planned(
+    job: StepJob, layout: Layout, requested: Sequence[Requested], faults: Sequence[StepFailure] = ()
+) -> tuple[Checkpoint, Matrices, Plan]:
+    """What is to be done to the model; raises StepFailure for whatever the user has to change about model or tokens,
+    `faults` of theirs among it."""
     tokens, model = job.spec.tokens or Tokens(add=[]), layout.model
     try:
         checkpoint = read_checkpoint(model)
         matrices = matrices_of(checkpoint)
         vocabulary = Vocabulary.read(model)
         plan = make_plan(
-            vocabulary, matrices, requested, tokens.init, tokens.pad_to_multiple_of, job.spec.training.seed
+            vocabulary, matrices, requested, tokens.init, tokens.pad_to_multiple_of, job.spec.training.seed, faults
         )
     except (NotEditable, NoSafetensors) as error:
         raise StepFailure(
@@ -149,21 +160,26 @@ def add_tokens(
         progress.update(min(done, size), size, unit="byte")
 
     with room_for(target, size, "the model with its new tokens"):
-        extend(checkpoint, matrices, plan.rows, plan.inits, plan.trained_rows, target, count)
         tokenizer = plan.vocabulary.tokenizer
         left_out = write_beside_weights(
             layout.model, target, tokenizer, plan.added, plan.rows, generic_class=bool(plan.mended)
         )
+        settled = _settled(target, plan)
+        extend(checkpoint, matrices, plan.rows, plan.inits, plan.trained_rows, target, count)
         write_record(target, plan.records)
-    warnings = [*norms, *left_out, *_settled(target, plan)]
+    warnings = [*norms, *left_out, *settled]
     return _status(plan, matrices.rows, learned, warnings).wire()
 
 
 def _settled(target: Path, plan: Plan) -> list[str]:
     """What had to change for transformers to read the new tokenizer as tokenizer.json says; raises StepFailure when
     nothing helps."""
+    if proven(target, plan.vocabulary.tokenizer):
+        return []
     try:
-        mended = settle(target, around(item.token.content for item in plan.added[:COMPARED] if item.piece is None))
+        mended = apart.complete(
+            target, around(item.token.content for item in plan.added[:COMPARED] if item.piece is None)
+        )
     except Disagreement as error:
         raise StepFailure(
             ExitCode.BAD_CONFIGURATION,
