@@ -20,7 +20,7 @@ from typing import Any
 from zipfile import ZipFile
 
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken
 
 from finetune.steps.tokenizer_files.conversion import converted
 from tests.families.llama_cpp import BUILD, packages
