@@ -110,6 +110,17 @@ def test_what_cannot_be_converted_exactly_is_refused(
     assert caught.value.error.message.endswith("take a repository or revision of the model that has tokenizer.json")
 
 
+def test_what_cannot_be_converted_is_refused_without_new_tokens_too(tmp_path: Path) -> None:
+    written = document()
+    without_names(written)
+    folder, spec = claim(tmp_path, written), {"model": SPEC["model"]}
+    report_of(download, folder, spec)
+    with pytest.raises(StepFailure) as caught:
+        report_of(reload, folder, spec)
+    assert caught.value.error.reason == "UnsupportedTokenizer"
+    assert "it is of the old form, in which special tokens have no names" in caught.value.error.message
+
+
 def test_a_conversion_that_gives_other_ids_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.integrations.mistral.tokenizer import MistralConverter
 

@@ -34,6 +34,7 @@ from finetune.steps.runtime.progress import Progress
 from finetune.steps.token_matrices.architectures import matrices_of
 from finetune.steps.tokenizer_files.agreement import TOKENIZER, around, disagreement
 from finetune.steps.tokenizer_files.base import as_written
+from finetune.steps.tokenizer_files.conversion import NotConvertible, converted
 from finetune.steps.weight_names.correspondence import correspondence
 from finetune.steps.workspace.base_model import base_model
 from finetune.steps.workspace.staging import published
@@ -134,7 +135,7 @@ def _prove(
         done += size
         progress.update(min(done, total), total)
 
-    tokenizer = TRANSFORMERS.AutoTokenizer.from_pretrained(folder)
+    tokenizer = _tokenizer_of(folder)
     former = as_written(base) if base else tokenizer
     new_ids = {record.id for record in records}
     _prove_tokens(tokenizer, records, _vocab_size(folder))
@@ -174,6 +175,24 @@ def _prove(
         proof.message = message
         proof.probabilities = list(_probabilities(listed, was.chances, seen.chances))
     return proof, []
+
+
+def _tokenizer_of(folder: Path) -> Any:
+    try:
+        return TRANSFORMERS.AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # classes raise what they like, and the first line may be empty
+        reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
+        if not (folder / TOKENIZER).is_file():
+            try:
+                converted(folder)
+            except NotConvertible as more:
+                reason = str(more)
+        raise StepFailure(
+            ExitCode.BAD_CONFIGURATION,
+            "UnsupportedTokenizer",
+            f"spec.model: transformers cannot load its tokenizer: {reason}",
+            "Use a model that ships a tokenizer.json which transformers loads.",
+        ) from error
 
 
 def _require_causal_language_model(folder: Path) -> None:
