@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from finetune.steps.reload.step import run as reload
+from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.save.step import run as save
 from finetune.steps.tokenizer_files.agreement import FURTHER, PROBES, around
 from tests.families.llama_cpp import Answer, Question, Refused, convert, read
@@ -27,6 +29,10 @@ TOKENS: list[dict[str, Any]] = [
     {"content": "<|plan|>", "special": True},
     {"content": "Anämie"},
 ]
+PLAIN = (*PROBES, *FURTHER)
+SPACED = {"content": " Anämie"}
+"""Some of transformers' classes decode by rules of their own, and break a letter that stands for a byte in their
+vocabulary."""
 TEXT = "Why? <think>Air scatters\nshort waves</think> <|plan|>Anämie."
 STRIPPED = (
     "with rstrip for the new tokens: in models called Phi-3 llama.cpp strips the white space behind every token, and "
@@ -50,15 +56,20 @@ class Reading:
 
 def gguf_of(name: str, base: Path, folder: Path) -> str:
     """`yes`, with what is llama.cpp's own matter, or what is wrong; StepFailure where a step refuses."""
-    training = {"method": "Full", "maxSteps": 1, "learningRate": 1e-2}
-    dataset = {"packing": "Disabled"}
-    strips = _strips(base)
-    tokens = [token | {"rstrip": True} for token in TOKENS] if strips else TOKENS
-    run = Run.at(folder / "run", training, tokens=tokens, model=base, dataset=dataset, output={"uri": "pvc://data/out"})
-    run.go()
-    save(run.job, run.workshop.layout)
+    tokens, remedies = TOKENS, []
+    if _strips(base):
+        tokens, remedies = [token | {"rstrip": True} for token in tokens], [STRIPPED]
+    try:
+        run = _trained(base, folder / "run", tokens)
+    except StepFailure as failure:
+        if failure.error.reason != "TokenNotDecodable":
+            raise
+        remedies.append(f"with {SPACED['content']!r} for {tokens[-1]['content']!r}, as reload's refusal says")
+        tokens = [*tokens[:-1], SPACED]
+        run = _trained(base, folder / "again", tokens)
     folders = [run.base, run.workshop.layout.claims / "data/out"]
-    texts = [*PROBES, *FURTHER, *around(str(token["content"]) for token in TOKENS), TEXT]
+    with_token = [*around(str(token["content"]) for token in tokens), TEXT]
+    texts = [*PLAIN, *with_token]
     try:
         answers = _asked(name, folders, texts, folder)
     except Refused as refusal:
@@ -66,11 +77,10 @@ def gguf_of(name: str, base: Path, folder: Path) -> str:
     own: set[str] = set()
     for place, answer in zip(folders, answers, strict=True):
         different = _differences(place, texts, answer)
-        plain = [reading.text for reading in different if not _has_token(reading.text)]
-        with_token = [reading for reading in different if _has_token(reading.text)]
-        if with_token:
-            return f"ids: {len(with_token)} of {len(texts) - 12} texts with a new token differ: {with_token[0]}"
-        own |= set(plain)
+        new = [reading for reading in different if reading.text in with_token]
+        if new:
+            return f"ids: {len(new)} of {len(with_token)} texts with a new token differ: {new[0]}"
+        own |= {reading.text for reading in different}
         if (apart := _apart(place, answer)) > CLOSE:
             return f"probabilities are apart by {apart:.0%}"
     if own:
@@ -78,9 +88,18 @@ def gguf_of(name: str, base: Path, folder: Path) -> str:
         already = {reading.text for reading in _differences(base, [*own], answer)}
         if already != own:
             return f"ids of {min(own - already)!r} differ, and did not in the base model"
-    if own:
-        return f"yes; llama.cpp reads {min(own)!r} otherwise than tokenizer.json, in the base model too"
-    return f"yes; {STRIPPED}" if strips else "yes"
+        remedies.append(f"llama.cpp reads {min(own)!r} otherwise than tokenizer.json, in the base model too")
+    return "; ".join(["yes", *remedies])
+
+
+def _trained(base: Path, folder: Path, tokens: list[dict[str, Any]]) -> Run:
+    training = {"method": "Full", "maxSteps": 1, "learningRate": 1e-2}
+    output, dataset = {"uri": "pvc://data/out"}, {"packing": "Disabled"}
+    run = Run.at(folder, training, tokens=tokens, model=base, dataset=dataset, output=output)
+    reload(run.job, run.workshop.layout)
+    run.go()
+    save(run.job, run.workshop.layout)
+    return run
 
 
 def _strips(base: Path) -> bool:
@@ -118,7 +137,3 @@ def _ids(folder: Path) -> list[int]:
 
 def _tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
-
-
-def _has_token(text: str) -> bool:
-    return any(token["content"] in text for token in TOKENS)

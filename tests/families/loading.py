@@ -25,7 +25,8 @@ def downloaded(folder: Path, make: Callable[[Path], Any]) -> Path:
 
 def loaded(folder: Path) -> Any:
     """The model in a folder; fails where a weight is missing."""
-    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    both: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, info = both
     assert not info["missing_keys"] and not info["mismatched_keys"], "does not load strictly"
     return model.eval()
 

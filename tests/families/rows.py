@@ -15,11 +15,15 @@ from tests.unit.steps.published import with_prediction_layer
 from tests.unit.steps.quantised import KINDS
 
 SCALE = {"query_pre_attn_scalar": SMALL["head_dim"]}
-PUBLISHED = dict.fromkeys(("gemma2", "gemma3_text", "gemma3"), SCALE)
-"""Settings that published checkpoints have too: llama.cpp knows of no other scale of attention than theirs."""
+PUBLISHED: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("gemma2", "gemma3_text", "gemma3"), SCALE),
+    "phi": {"num_key_value_heads": SMALL["num_attention_heads"]},
+}
+"""Settings that published checkpoints have too: llama.cpp knows of no other scale of attention than theirs, and of no
+grouped keys and values in Phi-2."""
 
-WRITTEN: dict[str, dict[str, Any]] = {"gpt2": {"n_ctx": 1024}, "gpt_neox": {"rotary_pct": 0.25}}
-"""Fields of published config.json that transformers 5 does not write, and llama.cpp's converter asks for."""
+WRITTEN: dict[str, dict[str, Any]] = {"gpt2": {"n_ctx": 1024}, "falcon": {"num_kv_heads": 1}}
+"""Fields of config.json that transformers 5 does not write or takes for granted, and llama.cpp's converter asks for."""
 
 Make = Callable[[Path, Path | None], Any]
 """Write a checkpoint into a folder, with the tokenizer in another one, or with a small one trained on the spot."""
