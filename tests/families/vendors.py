@@ -20,7 +20,7 @@ from typing import Any
 from zipfile import ZipFile
 
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 
 from finetune.steps.tokenizer_files.conversion import converted
 from tests.families.llama_cpp import BUILD, packages
@@ -43,6 +43,8 @@ PHI3 = (
     "<|system|>", "<|end|>", "<|placeholder5|>", "<|placeholder6|>", "<|user|>",
 )  # fmt: skip
 """The tokens of Phi-3 behind those of Llama 2; all but the first swallow the white space behind them."""
+
+GLM = ("[gMASK]", "<sop>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
@@ -93,6 +95,15 @@ def _llama2(folder: Path) -> None:
 def _smollm2(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(smollm2() / name, folder / name)
+
+
+def _glm(folder: Path) -> None:
+    """SmolLM2's, with the tokens without which llama.cpp's converter takes no GLM."""
+    _smollm2(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken(content, special=True, normalized=False) for content in GLM])
+    (folder / "tokenizer.json").unlink()
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def _phi3(folder: Path) -> None:
@@ -148,6 +159,7 @@ VENDORS: dict[str, Callable[[Path], None]] = {
     "DeepSeek-V3": _npm("deepseek_v3"),
     "Gemma": _gemma,
     "Gemma 3": _gemma3,
+    "GLM": _glm,
     "gpt-oss": _npm("gptoss"),
     "Llama 2": _llama2,
     "Llama 3": _npm("llama3"),
