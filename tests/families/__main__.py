@@ -79,9 +79,10 @@ def _tokenizers() -> str:
     for family in FAMILIES:
         if family.gguf:
             vendors.setdefault(family.gguf, []).append(f"`{family.name}`")
-    stand_in = [*vendors.pop(ELSE), *vendors.pop("GLM")]
+    stand_in = ", ".join([*vendors.pop(ELSE), *vendors.pop("GLM")])
     said = [f"{vendor}'s for {', '.join(names)}" for vendor, names in vendors.items()]
-    return f"{'; '.join(said)}; for the others {ELSE}'s stands in for their own ({', '.join(stand_in)}; for GLM with its special tokens)"
+    others = f"for {stand_in} {ELSE}'s stands in for their own, for GLM with its special tokens"
+    return "; ".join([*said, others])
 
 
 def main(names: list[str]) -> None:

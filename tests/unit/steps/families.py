@@ -93,10 +93,15 @@ def tiny_of(
     if tokenizer:
         shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
         return folder
-    write_tokenizer(folder, VOCABULARY)
-    if family == "qwen2":  # transformers builds its tokenizer by rules of its own, whatever the files say
-        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    write_tokenizer_for(folder, family)
     return folder
+
+
+def write_tokenizer_for(folder: Path, family: str) -> None:
+    """A small tokenizer that transformers reads alike for this family."""
+    write_tokenizer(folder, VOCABULARY)
+    if family in ("qwen2", "qwen3_5"):  # it builds theirs by rules of its own, whatever the files say
+        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
 
 
 def length_of(tokenizer: Path) -> int:

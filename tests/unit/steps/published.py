@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from tests.models import write_tokenizer
-from tests.unit.steps.families import SMALL, VOCABULARY, edit_tensors, length_of
+from tests.unit.steps.families import SMALL, VOCABULARY, edit_tensors, length_of, write_tokenizer_for
 
 LINEAR = {
     "linear_num_value_heads": 2,
@@ -59,15 +58,13 @@ PREDICTING: dict[str, tuple[dict[str, Any], str, str]] = {
 """Configuration, and the layer whose copy stands for the one that predicts a further token."""
 
 
-def with_prediction_layer(
-    folder: Path, family: str, *, copies: bool = False, tokenizer: Path | None = None, **settings: Any
-) -> Path:
+def with_prediction_layer(folder: Path, family: str, *, copies: bool = False, tokenizer: Path | None = None) -> Path:
     """A checkpoint of a family that publishes a layer more than transformers loads; with `copies` of embedding and head
     in it, as DeepSeek-V3 and GLM-4.5 have. The tokenizer's files are those of a folder, or trained on the spot."""
     own, layer, further = PREDICTING[family]
     torch.manual_seed(0)
     nested = "text_config" in own
-    settings = settings | {"vocab_size": length_of(tokenizer) if tokenizer else VOCABULARY}
+    settings = {"vocab_size": length_of(tokenizer) if tokenizer else VOCABULARY}
     if nested:
         own = own | {"text_config": own["text_config"] | settings}
     config = AutoConfig.for_model(family, **({} if nested else SMALL | settings) | own)
@@ -76,7 +73,7 @@ def with_prediction_layer(
     if tokenizer:
         shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
     else:
-        write_tokenizer(folder, VOCABULARY)
+        write_tokenizer_for(folder, family)
 
     def add(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         further_ones = {
