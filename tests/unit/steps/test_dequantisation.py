@@ -254,7 +254,8 @@ def logits(folder: Path, **options: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "kind", ["gpt_oss (MXFP4)", "qwen3 (FP8)", "mistral (FP8, a scale each)", "llama (bitsandbytes nf4)"]
+    "kind",
+    ["gpt_oss (MXFP4)", "qwen3 (FP8)", "deepseek_v3 (FP8)", "mistral (FP8, a scale each)", "llama (bitsandbytes nf4)"],
 )
 def test_it_answers_as_the_model_that_transformers_dequantises(kind: str, tmp_path: Path) -> None:
     from transformers import FineGrainedFP8Config, Mxfp4Config
