@@ -22,6 +22,7 @@ from finetune.steps.dequantisation.codes import E4M3, FP4, NF4
 from finetune.steps.dequantisation.weights import NotDequantisable
 from finetune.steps.dequantisation.writing import write_plain
 from finetune.steps.model_files.checkpoint import read_checkpoint
+from finetune.steps.model_files.safetensors_file import Header, Tensor, write_header
 from finetune.steps.runtime import disk
 from finetune.steps.runtime.failure import StepFailure
 from tests.unit.steps import quantised
@@ -254,7 +255,8 @@ def logits(folder: Path, **options: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "kind", ["gpt_oss (MXFP4)", "qwen3 (FP8)", "mistral (FP8, a scale each)", "llama (bitsandbytes nf4)"]
+    "kind",
+    ["gpt_oss (MXFP4)", "qwen3 (FP8)", "deepseek_v3 (FP8)", "mistral (FP8, a scale each)", "llama (bitsandbytes nf4)"],
 )
 def test_it_answers_as_the_model_that_transformers_dequantises(kind: str, tmp_path: Path) -> None:
     from transformers import FineGrainedFP8Config, Mxfp4Config
@@ -321,17 +323,21 @@ def test_a_file_in_which_nothing_is_quantised_is_not_copied(tmp_path: Path) -> N
 
 
 def test_numbers_lie_at_multiples_of_their_size(tmp_path: Path) -> None:
-    """Three bf16 numbers before an f32 one: safetensors maps files into memory, and torch refuses odd places."""
-    tensors = {
-        "a.weight": torch.ones(1, 3).to(torch.float8_e4m3fn),
-        "a.weight_scale_inv": torch.tensor(2.0),
-        "b.bias": torch.ones(3),
-        "c.bias": torch.ones(3, dtype=torch.bfloat16),
-    }
-    found = plain(tmp_path, tensors, fp8())
-    assert found["a.weight"].tolist() == [[2.0] * 3]
-    (header,) = read_checkpoint(tmp_path / "plain").headers.values()
-    assert [tensor.start % 4 for tensor in header.tensors.values() if tensor.dtype == "F32"] == [0]
+    """As safetensors' own writer has it, for those who map files into memory; three bf16 numbers come after f32."""
+    source, target = tmp_path / "model", tmp_path / "plain"
+    source.mkdir()
+    target.mkdir()
+    tensors = [Tensor("a.weight", "F8_E4M3", (1, 3), 0, 3), Tensor("a.weight_scale_inv", "F32", (), 3, 7)]
+    with (source / "model.safetensors").open("wb") as file:
+        write_header(
+            file, Header({each.name: each for each in [*tensors, Tensor("b.bias", "F32", (1,), 7, 11)]}, {}, 0)
+        )
+        file.write(b"\x38" * 3 + np.array([2, 5], "<f4").tobytes())
+    (source / "config.json").write_text(json.dumps(fp8()))
+    write_plain(source, target, lambda done, total: None)
+    found = load_file(target / "model.safetensors")
+    assert found["a.weight"].tolist() == [[2.0] * 3] and found["b.bias"].tolist() == [5.0]
+    assert read_checkpoint(target).tensors["b.bias"].start == 0
 
 
 def without(name: str) -> Callable[[Tensors], Tensors]:

@@ -174,6 +174,19 @@ def test_rows_that_would_be_learned_with_other_ids_are_refused_with_a_remedy_tha
     assert report_of(load_dataset, base, PRETRAINING).result
 
 
+def test_where_settings_may_not_help_another_base_is_the_remedy(tmp_path: Path) -> None:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
+
+    base = model(tmp_path, byte_level(), {"tokenizer_class": "PreTrainedTokenizerFast"}, change)
+    rows(tmp_path, "cafe\u0301")
+    with pytest.raises(StepFailure) as caught:
+        report_of(load_dataset, base, PRETRAINING)
+    assert caught.value.error.reason == "TokenizersDisagree"
+    assert "use a base of another model_type" in caught.value.error.hint
+
+
 def with_sentencepiece(folder: Path, *normal: normalizers.Normalizer) -> Path:
     """A model whose tokenizer.json says what its sentencepiece model says, but for these normalizers."""
 

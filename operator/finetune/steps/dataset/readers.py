@@ -20,7 +20,7 @@ from finetune.steps.rows.messages import MalformedRow
 from finetune.steps.rows.sources import Rows
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.tokenizer_files.agreement import TOKENIZER, difference, without_limits
-from finetune.steps.tokenizer_files.as_it_is import GENERIC
+from finetune.steps.tokenizer_files.as_it_is import GENERIC, honours_settings
 from finetune.steps.tokenizer_files.conversion import SENTENCEPIECE
 
 COMPARED = 1000
@@ -31,6 +31,16 @@ LONG = 10_000
 
 SHOWN = 32
 """Characters of a text that a warning shows, from where the ids become others."""
+
+NAME_IT = (
+    f'Write "tokenizer_class": "{GENERIC}" into the tokenizer_config.json of a copy of the base model, and use that as '
+    "spec.model."
+)
+
+OTHER_BASE = (
+    "transformers may build this tokenizer by rules of its own for the model_type in config.json, whatever class is "
+    f"named: where {GENERIC} in tokenizer_config.json changes nothing, use a base of another model_type."
+)
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +80,7 @@ def compared(model: Path, tokenizer: Any, sources: Sequence[Source]) -> list[str
                 ExitCode.BAD_CONFIGURATION,
                 "TokenizersDisagree",
                 f"{source.name}: the model would be trained with other ids than it is served with: {left}",
-                f'Write "tokenizer_class": "{GENERIC}" into the tokenizer_config.json of a copy of the base model, and '
-                "use that as spec.model.",
+                NAME_IT if honours_settings(model) else OTHER_BASE,
             )
         if pieces is not None and (warning := _otherwise(source.name, rows, reference, *pieces)) is not None:
             log.warning("%s", warning)

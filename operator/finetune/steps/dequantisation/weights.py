@@ -22,7 +22,7 @@ from finetune.steps.model_files.checkpoint import Checkpoint
 from finetune.steps.model_files.floats import decode, encode
 from finetune.steps.model_files.safetensors_file import Tensor
 
-AT_ONCE = 1 << 21
+AT_ONCE = 1 << 19
 """Numbers that are made at a time."""
 
 NO_NUMBER = {"BF16": 0x7F80, "F16": 0x7C00}
@@ -99,16 +99,17 @@ class Grid:
     def rounded(self, codes: Bytes, matrix: int, first: int, dtype: str) -> Half:
         """The numbers of whole rows of a matrix, of which `first` is the first."""
         row = np.arange(first, first + len(codes)) // self.height
-        place = np.s_[matrix, row[0] : row[-1] + 1, :, None]
-        scales, zeros = self.scales[place], 0.0 if self.zeros is None else self.zeros[place]
-        scales = scales if self.scale_book is None else self.scale_book[scales]
-        with np.errstate(invalid="ignore"):
-            table = np.frombuffer(encode((self.book - zeros) * scales, dtype), "<u2")
         column = np.arange(codes.shape[1]) // self.width if self.columns is None else self.columns
-        index = (row - row[0])[:, None] * scales.shape[1] + column
-        index *= len(self.book)
+        place = np.s_[matrix, row[0] : row[-1] + 1]
+        scales = self.scales[place]
+        if self.scale_book is None:
+            zeros = 0.0 if self.zeros is None else self.zeros[place][..., None]
+            table, block = (self.book - zeros) * scales[..., None], np.arange(scales.size).reshape(scales.shape)
+        else:
+            table, block = self.book * self.scale_book[:, None], scales.astype(np.intp)
+        index = (block * len(self.book)).take(column, axis=1).take(row - row[0], axis=0)
         index += codes
-        found: Half = table[index]
+        found: Half = np.frombuffer(encode(table, dtype), "<u2").take(index, mode="clip")  # none is out of range
         return found
 
 
@@ -146,7 +147,7 @@ class Weight:
                 yield flat
 
     def _matrix(self, reader: Reader, grid: Grid, matrix: int, dtype: str) -> Iterator[Half]:
-        table = len(grid.book) * grid.scales.shape[2] // grid.height
+        table = len(grid.book) * grid.scales.shape[2] // grid.height  # numbers that a row's codes can stand for
         at_once = max(1, AT_ONCE // max(1, self.columns, table))
         for first in range(0, self.rows, at_once):
             last = min(first + at_once, self.rows)

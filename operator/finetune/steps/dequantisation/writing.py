@@ -69,8 +69,8 @@ def _warnings(plan: Plan) -> list[str]:
 
 
 def _header(header: Header, plan: Plan) -> Header:
-    """That of a file to be. Wide numbers come first, so that each lies at a multiple of its size, as readers of
-    memory-mapped files need; a file in which nothing changes is as it was."""
+    """That of a file to be. Wide numbers come first, so that each lies at a multiple of its size, as in files of
+    safetensors' own writer; a file in which nothing changes is as it was."""
     if header.tensors.keys() <= set(plan.copied):
         return header
     tensors = []

@@ -37,13 +37,19 @@ HARMLESS = {
 FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 
 
+def honours_settings(folder: Path) -> bool:
+    """Whether transformers is known to take the class that the folder's tokenizer_config.json names."""
+    config = _object(folder / "config.json")
+    return config.get("model_type") in HONOURED and "model_name" not in config
+
+
 def proven(folder: Path, tokenizer: Tokenizer) -> bool:
     """Whether it is certain without asking that transformers gives the ids of `tokenizer`, the folder's tokenizer.json.
 
     False means only that it has to be asked.
     """
-    config, settings = _object(folder / "config.json"), _object(folder / SETTINGS)
-    if config.get("model_type") not in HONOURED or "model_name" in config:
+    settings = _object(folder / SETTINGS)
+    if not honours_settings(folder):
         return False
     if settings.get("tokenizer_class") not in NAMES or (folder / "added_tokens.json").exists():
         return False
