@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 
 from finetune.steps.runtime.failure import StepFailure
@@ -39,14 +41,19 @@ that.
 """  # noqa: E501
 
 
-def cells_of(family: Family, folder: Path) -> Iterator[Cells]:
-    """A row's cells, a few at a time, run in an empty folder."""
-    tokenizer = tokenizer_of(family.tokenizer) if family.tokenizer else None
-    yield training_cells(lambda target: family.make(target, tokenizer), folder)
-    if family.template:
-        yield template_cells(family.template)
-    if family.gguf:
-        yield {"GGUF": _gguf(family, family.gguf, folder / "gguf")}
+def cells_of(name: str) -> Cells:
+    """A row's cells."""
+    logging.disable()
+    (family,) = (each for each in FAMILIES if each.name == name)
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
+        tokenizer = tokenizer_of(family.tokenizer) if family.tokenizer else None
+        cells = training_cells(lambda target: family.make(target, tokenizer), folder)
+        if family.template:
+            cells |= template_cells(family.template)
+        if family.gguf:
+            cells["GGUF"] = _gguf(family, family.gguf, folder / "gguf")
+    return cells
 
 
 def _gguf(family: Family, vendor: str, folder: Path) -> str:
@@ -65,7 +72,7 @@ def page(rows: Mapping[str, Cells], templates: Mapping[str, Cells]) -> str:
     lines, notes = [INTRODUCTION, f"With {versions}, and llama.cpp {llama_cpp.version()}.", ""], Notes()
     for kind in dict.fromkeys(family.kind for family in FAMILIES):
         lines += [f"## {kind.capitalize()}", ""]
-        some = {family.name: rows.get(family.name, {}) for family in FAMILIES if family.kind == kind}
+        some = {family.name: rows[family.name] for family in FAMILIES if family.kind == kind}
         shown = [*COLUMNS, *(("GGUF", *TEMPLATE_COLUMNS) if kind not in ("quantised", "no decoder") else ())]
         lines += table("model_type", shown, some, notes)
     lines += ["## Chat templates of further families", ""]
@@ -86,24 +93,20 @@ def _tokenizers() -> str:
 
 
 def main(names: list[str]) -> None:
-    """Run rows, all of them without names, and write the document after each."""
-    logging.disable()
-    rows: dict[str, Cells] = {}
-    if names:
-        rows = dict(recorded(document.PATH.read_text()))
+    """Run rows, all of them without names, and write the document."""
+    names = names or [family.name for family in FAMILIES]
+    rows: dict[str, Cells] = dict(recorded(document.PATH.read_text()))
+    llama_cpp.sources()
+    for family in FAMILIES:  # before several processes ask for the same
+        for vendor in {family.tokenizer, family.gguf} - {None}:
+            tokenizer_of(str(vendor))
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for name, cells in zip(names, pool.map(cells_of, names), strict=True):
+            rows[name] = cells
+            print(name, cells, file=sys.stderr, flush=True)
     used = {family.template for family in FAMILIES}
     others = [name for name in TEMPLATES if name not in used and not name.endswith("_training")]
-    templates = {name: template_cells(name) for name in others}
-    for family in FAMILIES:
-        if names and family.name not in names:
-            continue
-        cells: dict[str, str] = {}
-        with tempfile.TemporaryDirectory() as folder:
-            for some in cells_of(family, Path(folder)):
-                cells |= some
-        rows[family.name] = cells
-        print(family.name, cells, file=sys.stderr, flush=True)
-        document.PATH.write_text(page(rows, templates))
+    document.PATH.write_text(page(rows, {name: template_cells(name) for name in others}))
 
 
 if __name__ == "__main__":

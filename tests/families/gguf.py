@@ -7,6 +7,7 @@ base model otherwise too are its own matter, and only counted.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ STRIPPED = (
     "with rstrip for the new tokens: in models called Phi-3 llama.cpp strips the white space behind every token, and "
     "add-tokens warns of it"
 )
+WITHOUT_PREDICTION = ("qwen3_next", "qwen3_5")
 CLOSE = 0.02
 """How far logarithms of probabilities may be apart, of the width of all; llama.cpp keeps keys and values in f16."""
 
@@ -89,6 +91,8 @@ def gguf_of(name: str, base: Path, folder: Path) -> str:
         if already != own:
             return f"ids of {min(own - already)!r} differ, and did not in the base model"
         remedies.append(f"llama.cpp reads {min(own)!r} otherwise than tokenizer.json, in the base model too")
+    if options := _options(base):
+        remedies.append(f"converted with {' '.join(options)}: the layer that predicts a further token is left out")
     return "; ".join(["yes", *remedies])
 
 
@@ -110,8 +114,14 @@ def _strips(base: Path) -> bool:
     return sum(token.rstrip for token in added) * 2 > len(added)
 
 
+def _options(model: Path) -> list[str]:
+    """The converter wants the whole of the layer that predicts a further token, which tiny models have but parts of."""
+    config = json.loads((model / "config.json").read_bytes())
+    return ["--no-mtp"] if config["model_type"] in WITHOUT_PREDICTION else []
+
+
 def _asked(name: str, folders: Sequence[Path], texts: Sequence[str], folder: Path) -> list[Answer]:
-    files = convert(name, folders, folder)
+    files = convert(name, folders, folder, _options(folders[0]))
     return read([Question(str(file), texts, _ids(place)) for file, place in zip(files, folders, strict=True)], folder)
 
 

@@ -22,11 +22,11 @@ PACKAGES = Path(__file__).parent / "npm"
 
 CONVERT = """
 import json, sys
-folder, pairs = sys.argv[1], json.loads(sys.argv[2])
+folder, pairs, options = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3:]
 sys.path.insert(0, folder)
 import convert_hf_to_gguf
 for name, source, target in pairs:
-    sys.argv[1:] = [source, "--outfile", target, "--outtype", "f32", "--model-name", name]
+    sys.argv[1:] = [source, "--outfile", target, "--outtype", "f32", "--model-name", name, *options]
     convert_hf_to_gguf.main()
 """
 """One process for several models: importing what the converter needs takes longer than a tiny model."""
@@ -91,12 +91,15 @@ def version() -> str:
     return tag
 
 
-def convert(name: str, folders: Sequence[Path], target: Path) -> list[Path]:
-    """Convert checkpoints to GGUF in f32, under the model's name in public; raises Refused."""
+def convert(name: str, folders: Sequence[Path], target: Path, options: Sequence[str] = ()) -> list[Path]:
+    """Convert checkpoints to GGUF in f32, under the model's name in public; `options` are the converter's own.
+
+    Raises Refused.
+    """
     files = [target / f"{index}.gguf" for index in range(len(folders))]
     pairs = [[name, str(folder), str(file)] for folder, file in zip(folders, files, strict=True)]
     process = subprocess.run(
-        [sys.executable, "-c", CONVERT, sources(), json.dumps(pairs)], capture_output=True, text=True
+        [sys.executable, "-c", CONVERT, sources(), json.dumps(pairs), *options], capture_output=True, text=True
     )
     if process.returncode:
         raise Refused(f"the converter: {process.stderr.strip().splitlines()[-1]}")
@@ -118,5 +121,7 @@ def read(questions: Sequence[Question], folder: Path) -> list[Answer]:
     )
     if process.returncode or not answers.is_file():
         said = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
-        raise Refused(f"the binding: {next((line for line in said if ': error' in line), said[-1])}")
+        raise Refused(
+            f"the binding: {next((line for line in said if 'Error: ' in line or ': error' in line), said[-1])}"
+        )
     return [Answer(**answer) for answer in json.loads(answers.read_text())]

@@ -15,12 +15,15 @@ from tests.unit.steps.published import with_prediction_layer
 from tests.unit.steps.quantised import KINDS
 
 SCALE = {"query_pre_attn_scalar": SMALL["head_dim"]}
+EQUAL_HEADS = {"num_key_value_heads": SMALL["num_attention_heads"]}
 PUBLISHED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("gemma2", "gemma3_text", "gemma3"), SCALE),
-    "phi": {"num_key_value_heads": SMALL["num_attention_heads"]},
+    "phi": EQUAL_HEADS | {"intermediate_size": 4 * SMALL["hidden_size"]},
+    "olmoe": EQUAL_HEADS,
+    "qwen3_moe": {"norm_topk_prob": True},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
 }
-"""Settings that published checkpoints have too: llama.cpp knows of no other scale of attention than theirs, and of no
-grouped keys and values in Phi-2."""
+"""Settings that published checkpoints have too, and which llama.cpp takes for granted without a look at config.json."""
 
 WRITTEN: dict[str, dict[str, Any]] = {"gpt2": {"n_ctx": 1024}, "falcon": {"num_kv_heads": 1}}
 """Fields of config.json that transformers 5 does not write or takes for granted, and llama.cpp's converter asks for."""
@@ -111,6 +114,7 @@ FAMILIES = (
     _sentencepiece("gemma2", "Gemma", template="gemma"),
     _sentencepiece("gemma3_text", "Gemma", "Gemma 3", "gemma3"),
     Family("tekken", "mistral (Tekken)", _plain("mistral"), "Tekken", "Tekken"),
+    Family("tekken", "mistral (Tekken without names)", _plain("mistral"), "Tekken without names"),
     _family("experts", "mixtral", "Mistral v1"),
     _family("experts", "qwen2_moe", "Qwen3", "qwen2_5"),
     _family("experts", "qwen3_moe", "Qwen3", "qwen3_instruct_2507"),

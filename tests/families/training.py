@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from finetune.steps.reload.step import run as reload
+from finetune.steps.reload import step as reload
 from finetune.steps.runtime.failure import StepFailure
 from finetune.steps.save.step import run as save
 from tests.families.loading import IDS, downloaded, loaded, logits_of
+from tests.unit.steps.jobs import report_of
 from tests.unit.steps.runs import Run
 
 COLUMNS = ("tokens", "reload", "Full", "LoRA", "merge")
@@ -35,18 +36,13 @@ def training_cells(make: Callable[[Path], Any], folder: Path) -> dict[str, str]:
     except StepFailure as failure:
         cells["tokens"] = said(failure)
         run = None
-    cells["reload"] = cell(lambda: reload(run.job, run.workshop.layout) if run else _reloaded(folder, options))
+    cells["reload"] = cell(lambda: reload.run(run.job, run.workshop.layout) if run else report_of(reload, folder, {}))
     if cells["reload"] == "yes":
         cells["Full"] = cell(lambda: _whole(folder / "full", options))
         adapted: list[Run] = []
         cells["LoRA"] = cell(lambda: adapted.append(_trained(folder / "lora", {"method": "LoRA"}, options)))
         cells["merge"] = cell(lambda: _merged(adapted[0])) if adapted else "no"
     return cells
-
-
-def _reloaded(folder: Path, options: dict[str, Any]) -> None:
-    run = Run.at(folder / "plain", {}, tokens=None, **options)
-    reload(run.job, run.workshop.layout)
 
 
 def _trained(folder: Path, training: dict[str, Any], options: dict[str, Any]) -> Run:

@@ -46,6 +46,13 @@ PHI3 = (
 
 GLM = ("[gMASK]", "<sop>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
+TEKKEN = "tekken_240911.json"
+SPECIAL = (
+    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
+    "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
+)  # fmt: skip
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
 
@@ -136,6 +143,19 @@ def _mistral(file: str) -> Callable[[Path], None]:
     return lay
 
 
+def _named_tekken(folder: Path) -> None:
+    """As Mistral publishes it since 2025: the same file, with the names of its special tokens in it."""
+    _mistral(TEKKEN)(folder)
+    path = folder / "tekken.json"
+    document = json.loads(path.read_bytes())
+    reserved = document["config"]["default_num_special_tokens"]
+    names = [*SPECIAL, *(f"<SPECIAL_{rank}>" for rank in range(len(SPECIAL), reserved))]
+    document["special_tokens"] = [
+        {"rank": rank, "token_str": name, "is_control": True} for rank, name in enumerate(names)
+    ]
+    path.write_text(json.dumps(document))
+
+
 @cache
 def _mistral_common() -> Path:
     folder = BUILD / "wheels"
@@ -168,7 +188,8 @@ VENDORS: dict[str, Callable[[Path], None]] = {
     "Phi-3": _phi3,
     "Qwen3": _npm("qwen3"),
     "SmolLM2": _smollm2,
-    "Tekken": _mistral("tekken_240911.json"),
+    "Tekken": _named_tekken,
+    "Tekken without names": _mistral(TEKKEN),
 }
 
 

@@ -26,6 +26,13 @@ QWEN_VISION = {
     "patch_size": 14,
     "num_position_embeddings": 16,
 }
+ROTATION = {
+    "rope_type": "default",
+    "rope_theta": 1e7,
+    "partial_rotary_factor": 0.5,
+    "mrope_interleaved": True,
+    "mrope_section": [2, 1, 1],
+}
 MIXTURE = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
@@ -49,7 +56,11 @@ PREDICTING: dict[str, tuple[dict[str, Any], str, str]] = {
             "vision_config": QWEN_VISION,
             "text_config": SMALL
             | LINEAR
-            | {"layer_types": ["linear_attention", "full_attention"], "mtp_num_hidden_layers": 1},
+            | {
+                "layer_types": ["linear_attention", "full_attention"],
+                "mtp_num_hidden_layers": 1,
+                "rope_parameters": ROTATION,
+            },
         },
         "model.language_model.layers.1.",
         "mtp.layers.0.",
