@@ -90,7 +90,7 @@ bench-tokens: $(READY) ## add-tokens beside cp and transformers (SIZES=0.5,2,4,8
 	$(BIN)/python -m tests.bench.tokens $(if $(SIZES),--sizes $(SIZES))
 
 .PHONY: families
-families: $(READY) ## docs/families.md: what each family of models can do, every cell run (ROWS="NAME ...": these alone)
+families: $(READY) ## docs/families.md: what each family of models can do, every cell run (ROWS="NAME ...": these alone; on Linux x64, with npm)
 	$(BIN)/python -m tests.families $(ROWS)
 
 .PHONY: bench-vocabulary

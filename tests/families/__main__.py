@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
-from pathlib import Path
 
-from finetune.steps.runtime.failure import StepFailure
 from tests.families import document, llama_cpp
+from tests.families.cells import cells_of
 from tests.families.document import Cells, Notes, recorded, table
-from tests.families.gguf import gguf_of
-from tests.families.loading import downloaded
-from tests.families.rows import ELSE, FAMILIES, Family
+from tests.families.rows import ELSE, FAMILIES
 from tests.families.templates import COLUMNS as TEMPLATE_COLUMNS
 from tests.families.templates import template_cells
-from tests.families.training import COLUMNS, said, training_cells
+from tests.families.training import COLUMNS
 from tests.families.vendors import tokenizer_of
 from tests.unit.steps.vendor_templates import TEMPLATES
 
@@ -39,31 +34,6 @@ none is from memory. {document.YES} it works, {document.NO} it is refused or fai
 A refusal comes before training, with its remedy. What is published quantised is written out in bf16 first: its base is
 that.
 """  # noqa: E501
-
-
-def cells_of(name: str) -> Cells:
-    """A row's cells."""
-    logging.disable()
-    (family,) = (each for each in FAMILIES if each.name == name)
-    with tempfile.TemporaryDirectory() as path:
-        folder = Path(path)
-        tokenizer = tokenizer_of(family.tokenizer) if family.tokenizer else None
-        cells = training_cells(lambda target: family.make(target, tokenizer), folder)
-        if family.template:
-            cells |= template_cells(family.template)
-        if family.gguf:
-            cells["GGUF"] = _gguf(family, family.gguf, folder / "gguf")
-    return cells
-
-
-def _gguf(family: Family, vendor: str, folder: Path) -> str:
-    tokenizer = tokenizer_of(vendor)
-    try:
-        return gguf_of(vendor, downloaded(folder, lambda target: family.make(target, tokenizer)), folder)
-    except StepFailure as failure:
-        return said(failure)
-    except Exception as error:
-        return f"FAILS: {type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
 
 
 def page(rows: Mapping[str, Cells], templates: Mapping[str, Cells]) -> str:
@@ -86,16 +56,17 @@ def _tokenizers() -> str:
     for family in FAMILIES:
         if family.gguf:
             vendors.setdefault(family.gguf, []).append(f"`{family.name}`")
+    small = ", ".join(vendors.pop("Gemma"))
     stand_in = ", ".join([*vendors.pop(ELSE), *vendors.pop("GLM")])
     said = [f"{vendor}'s for {', '.join(names)}" for vendor, names in vendors.items()]
     others = f"for {stand_in} {ELSE}'s stands in for their own, for GLM with its special tokens"
-    return "; ".join([*said, others])
+    return "; ".join([*said, f"a small sentencepiece model of Gemma's kind, trained on the spot, for {small}", others])
 
 
 def main(names: list[str]) -> None:
     """Run rows, all of them without names, and write the document."""
     names = names or [family.name for family in FAMILIES]
-    rows: dict[str, Cells] = dict(recorded(document.PATH.read_text()))
+    rows: dict[str, Cells] = dict(recorded(document.PATH.read_text()) if document.PATH.is_file() else {})
     llama_cpp.sources()
     for family in FAMILIES:  # before several processes ask for the same
         for vendor in {family.tokenizer, family.gguf} - {None}:
