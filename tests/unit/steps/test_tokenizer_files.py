@@ -158,6 +158,17 @@ def test_without_new_tokens_the_job_has_a_copy_of_the_model_that_is_read_alike(t
     )
 
 
+def test_rows_are_compared_although_the_tokenizer_is_that_of_the_file_where_it_splits_special_tokens(
+    tmp_path: Path,
+) -> None:
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True, "eos_token": "</s>"}
+    base = model(tmp_path, byte_fallback(), settings, nothing)
+    rows(tmp_path, "The model", "the </s> model")
+    with pytest.raises(StepFailure) as caught:
+        report_of(load_dataset, base, PRETRAINING)
+    assert caught.value.error.reason == "TokenizersDisagree" and "'the </s> model' is [" in caught.value.error.message
+
+
 def test_rows_that_would_be_learned_with_other_ids_are_refused_with_a_remedy_that_works(tmp_path: Path) -> None:
     settings = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "eos_token": "</s>"}
     base = model(tmp_path, byte_fallback(), settings, nothing)
