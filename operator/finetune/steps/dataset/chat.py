@@ -90,7 +90,8 @@ class ChatRenderer:
                 self.unused.update(f"messages[].{name}" for name in message.more if not read(name))
         if conversation.tools and not read("tools"):
             self.unused.add("tools")
-        self.unused.update(f"chat_template_kwargs.{name}" for name in conversation.variables if not read(name))
+        if conversation.variables:
+            self.unused.update(f"chat_template_kwargs.{name}" for name in conversation.variables if not read(name))
         return located.whole(conversation) if all_learned else located.rendered(conversation)
 
     @cached_property
@@ -211,7 +212,7 @@ class _Locator:
         """To what the template marks of each turn, and the turn's end where it is left outside."""
         for index, ((start, end),) in found.learned.items():
             spans = [(max(start, first), min(end, last)) for first, last in marks if first < end and last > start]
-            if spans and not self.special.sub("", found.text[spans[-1][1] : end]).strip():
+            if spans and spans[-1][1] < end and not self.special.sub("", found.text[spans[-1][1] : end]).strip():
                 spans[-1] = spans[-1][0], end
             found.learned[index] = spans
 

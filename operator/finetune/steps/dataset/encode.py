@@ -191,7 +191,7 @@ class Encoder:
         for row, (example, draft) in enumerate(zip(examples, drafts, strict=True)):
             whole = self._example(row, draft, tokenised[row], len(next(masked).ids) if draft.masked else 0)
             fitted = self._fitted(example, whole)
-            if whole in fitted:
+            if draft.turns and whole in fitted:
                 self.counts.turns += draft.turns
             encoded += fitted
         return encoded

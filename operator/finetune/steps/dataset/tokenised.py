@@ -11,7 +11,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +37,8 @@ class Tokeniser:
         self._tokenizer = tokenizer
         self._sizes = _sizes(tokenizer)
         self._normal = "NFC" if tokenizer.normalizer else None
-        untouched = tokenizer.post_processor is None or isinstance(tokenizer.post_processor, processors.TemplateProcessing)
-        self._trims = getattr(tokenizer.post_processor, "trim_offsets", not untouched)
+        after = tokenizer.post_processor
+        self._trims = getattr(after, "trim_offsets", not isinstance(after, (processors.TemplateProcessing, type(None))))
 
     def __call__(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[Tokenised]:
         """Each text with its spans."""
@@ -111,7 +111,8 @@ def _sizes(tokenizer: Tokenizer) -> npt.NDArray[np.int64] | None:
     ):
         return None
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    if not vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet()):
+    replaces = model.unk_token is not None or model.byte_fallback  # what it has no token for, which else is lost
+    if replaces and not vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet()):
         return None
     sizes = np.zeros(max(vocabulary.values()) + 1, np.int64)
     sizes[list(vocabulary.values())] = list(map(len, vocabulary))
