@@ -52,8 +52,8 @@ def byte_level(alphabet: list[str] | None = None, prefix: bool = False) -> Token
 @cache
 def made(kind: str) -> Tokenizer:
     tokenizer = byte_level(
-        alphabet=list("ĠÃ©") if kind in ("lossy", "unknown") else None,
-        prefix=kind == "prefixed",
+        alphabet=list("ĠÃ©") if kind in ("lossy", "unknown", "lossy, prefixed") else None,
+        prefix=kind in ("prefixed", "lossy, prefixed"),
     )
     match kind:
         case "trimming":
@@ -93,6 +93,17 @@ def test_ids_and_spans_are_those_of_the_tokenizers_own_places(kind: str, texts: 
 def tokens(span: Span) -> range:
     """All empty ranges are equal."""
     return range(*span)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("composing", "z\u0344ze\u0301e\u0301z"), ("lossy, prefixed", "zxz\u00ff"), ("unknown", "zé水z")]
+)
+def test_what_a_tokenizer_adds_does_not_make_up_for_what_it_loses(kind: str, text: str) -> None:
+    tokenizer = made(kind)
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    spans = [(place, place + 1) for place in range(len(text))]
+    (found,) = Tokeniser(tokenizer)([text], [spans])
+    assert found.spans == [token_span(encoding, span, len(text)) for span in spans]
 
 
 class Watched:
