@@ -80,7 +80,7 @@ KINDS = (*BY_SUMS, "prefixed", "lowering", "swallowing", "unknown")
 def test_ids_and_spans_are_those_of_the_tokenizers_own_places(kind: str, texts: list[str], data: st.DataObject) -> None:
     tokenizer = made(kind)
     spans = [
-        data.draw(st.lists(st.tuples(place, place).map(sorted).map(tuple), max_size=3))
+        data.draw(st.lists(st.tuples(place, place).map(lambda pair: (min(pair), max(pair))), max_size=3))
         for place in (st.integers(0, len(text)) for text in texts)
     ]
     for text, wanted, found in zip(texts, spans, Tokeniser(tokenizer)(texts, spans), strict=True):

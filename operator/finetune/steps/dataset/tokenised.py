@@ -36,7 +36,7 @@ class Tokeniser:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._sizes = _sizes(tokenizer)
-        self._normal = "NFC" if tokenizer.normalizer else None
+        self._composes = tokenizer.normalizer is not None
         after = tokenizer.post_processor
         self._trims = getattr(after, "trim_offsets", not isinstance(after, (processors.TemplateProcessing, type(None))))
 
@@ -56,7 +56,7 @@ class Tokeniser:
     def _sums_up(self, text: str, spans: Sequence[Span]) -> bool:
         """Whether places in the text are sums. Some tokenizers take spaces at the edges of a token for none of its
         own; at the edge of a span that matters."""
-        if self._normal and not unicodedata.is_normalized(self._normal, text):
+        if self._composes and not unicodedata.is_normalized("NFC", text):
             return False
         whole = len(text)
         return not self._trims or not any(
