@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from sentencepiece import SentencePieceProcessor
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, processors
 from transformers import AutoTokenizer
 
 from finetune.steps.dataset import step as load_dataset
@@ -162,7 +162,9 @@ def test_rows_are_compared_although_the_tokenizer_is_that_of_the_file_where_it_s
     tmp_path: Path,
 ) -> None:
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True, "eos_token": "</s>"}
-    base = model(tmp_path, byte_fallback(), settings, nothing)
+    tokenizer = byte_fallback()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1")  # as transformers has it
+    base = model(tmp_path, tokenizer, settings, nothing)
     rows(tmp_path, "The model", "the </s> model")
     with pytest.raises(StepFailure) as caught:
         report_of(load_dataset, base, PRETRAINING)
