@@ -53,7 +53,10 @@ def measure(command: Sequence[str], environment: Mapping[str, str], warm: Path) 
 def best(runs: Sequence[Measured]) -> Measured:
     """The shortest time of several runs, and the largest memory."""
     return Measured(
-        min(run.seconds for run in runs), max(run.resident for run in runs), max(run.anonymous for run in runs)
+        min(run.seconds for run in runs),
+        max(run.resident for run in runs),
+        max(run.anonymous for run in runs),
+        min(run.processors for run in runs),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from sentencepiece import SentencePieceProcessor
-from tokenizers import AddedToken, Tokenizer, normalizers
+from tokenizers import AddedToken, Tokenizer, normalizers, processors
 from transformers import AutoTokenizer
 
 from finetune.steps.dataset import step as load_dataset
@@ -157,6 +157,19 @@ def test_without_new_tokens_the_job_has_a_copy_of_the_model_that_is_read_alike(t
     assert (
         trained.encode("</s> the", add_special_tokens=False) == served.encode("</s> the", add_special_tokens=False).ids
     )
+
+
+def test_rows_are_compared_although_the_tokenizer_is_that_of_the_file_where_it_splits_special_tokens(
+    tmp_path: Path,
+) -> None:
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True, "eos_token": "</s>"}
+    tokenizer = byte_fallback()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1")  # as transformers has it
+    base = model(tmp_path, tokenizer, settings, nothing)
+    rows(tmp_path, "The model", "the </s> model")
+    with pytest.raises(StepFailure) as caught:
+        report_of(load_dataset, base, PRETRAINING)
+    assert caught.value.error.reason == "TokenizersDisagree" and "'the </s> model' is [" in caught.value.error.message
 
 
 def test_rows_that_would_be_learned_with_other_ids_are_refused_with_a_remedy_that_works(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
+from itertools import cycle
 from typing import Any
 
 from finetune.api.contract import ExitCode
@@ -85,10 +86,12 @@ class ChatRenderer:
         located = self._with_tools if conversation.tools else self._plain
         read = located.template.names
         for message in conversation.messages:
-            self.unused.update(f"messages[].{name}" for name in message.more if not read(name))
+            if message.more:
+                self.unused.update(f"messages[].{name}" for name in message.more if not read(name))
         if conversation.tools and not read("tools"):
             self.unused.add("tools")
-        self.unused.update(f"chat_template_kwargs.{name}" for name in conversation.variables if not read(name))
+        if conversation.variables:
+            self.unused.update(f"chat_template_kwargs.{name}" for name in conversation.variables if not read(name))
         return located.whole(conversation) if all_learned else located.rendered(conversation)
 
     @cached_property
@@ -134,25 +137,27 @@ class _Locator:
 
     def rendered(self, conversation: Conversation) -> Rendered:
         """The text, and the turns in it."""
-        text = self._text(conversation)
-        if (plain := self._as_framed(conversation, text)) is not None:
-            return plain
-        messages = conversation.messages
-        learned: dict[int, list[Span]] = {}
-        told = Counter[Told]()
-        for index, message in enumerate(messages):
-            if message.role != "assistant" or index < conversation.learned_from:
-                continue
-            if not message.learned:
-                told[Told.NOT_TO_LEARN] += 1
-                continue
-            turn = _Turn(self, conversation, index, text)
-            learned[index], text = [turn.span], turn.text
-            told.update(turn.told)
+        messages, tools, variables = conversation.messages, conversation.tools, conversation.variables
+        text, marks = self.template.generated(messages, tools, variables)
+        framed = self._as_framed(conversation, text)
+        found = framed or self._compared(conversation, text)
         if self.template.marks_generation:
-            learned = self._within_marks(conversation, learned, text)
-        told += self._checked(conversation, text, learned)
-        return Rendered(text, [span for spans in learned.values() for span in spans], told)
+            self._narrow(found, marks)
+        if framed is None:
+            found.told += self._checked(conversation, found.text, found.learned)
+        elif self.template.marks_generation:
+            for index, spans in framed.learned.items():
+                self._shown(conversation, index, text, spans)
+        return found.rendered
+
+    def _compared(self, conversation: Conversation, text: str) -> _Found:
+        """Every turn by itself, found by comparing renderings."""
+        found = _Found(text)
+        for index in _learned_turns(conversation, found.told):
+            turn = _Turn(self, conversation, index, found.text)
+            found.learned[index], found.text = [turn.span], turn.text
+            found.told.update(turn.told)
+        return found
 
     def _text(self, conversation: Conversation) -> str:
         return self.template.render(conversation.messages, conversation.tools, conversation.variables)
@@ -166,7 +171,7 @@ class _Locator:
 
     # ---- plain conversations: one rendering
 
-    def _as_framed(self, conversation: Conversation, text: str) -> Rendered | None:
+    def _as_framed(self, conversation: Conversation, text: str) -> _Found | None:
         """What the frames say, if the text ends exactly so."""
         messages = conversation.messages
         first = 1 if messages[0].role == "system" else 0
@@ -174,52 +179,42 @@ class _Locator:
         plain = (
             not conversation.tools
             and not conversation.variables
-            and not self.template.marks_generation
             and len(turns) % 2 == 0
             and all(
-                message.role == ("user", "assistant")[place % 2]
-                and not any(name in SAID or self.template.names(name) for name in message.more)
+                message.role == role
                 and isinstance(message.content, str)
                 and "think>" not in message.content
-                for place, message in enumerate(turns)
+                and not (message.more and any(name in SAID or self.template.names(name) for name in message.more))
+                for role, message in zip(cycle(("user", "assistant")), turns)
             )
         )
-        if not plain or self.frames is None:
+        if not plain or self.frames is None or (self.template.marks_generation and self.frames.appended):
             return None
         if first and not (isinstance(messages[0].content, str) and shows(text, messages[0].content)):
             return None
-        for contents in ([message.text for message in turns], [message.text.strip() for message in turns]):
+        for stripped in (False, True):
+            contents = [message.text.strip() if stripped else message.text for message in turns]
             expected, spans = self.frames.written(contents)
             if text.endswith(expected.removesuffix(self.frames.appended)):
-                begin = len(text) + len(self.frames.appended) - len(expected)
-                told, learned = Counter[Told](), []
-                for place, (start, end) in enumerate(spans):
-                    index = first + 2 * place + 1
-                    if index < conversation.learned_from:
-                        continue
-                    if not messages[index].learned:
-                        told[Told.NOT_TO_LEARN] += 1
-                        continue
-                    learned.append((begin + start, begin + end))
-                if learned and not self.frames.as_prompted:
-                    told[Told.NOT_AS_PROMPTED] += 1
-                return Rendered(text + self.frames.appended, learned, told)
+                found = _Found(text + self.frames.appended)
+                begin = len(found.text) - len(expected)
+                for index in _learned_turns(conversation, found.told):
+                    start, end = spans[(index - first) // 2]
+                    found.learned[index] = [(begin + start, begin + end)]
+                if len(messages) - 1 in found.learned and not self.frames.as_prompted:
+                    found.told[Told.NOT_AS_PROMPTED] += 1
+                return found
         return None
 
     # ---- templates that mark what is generated
 
-    def _within_marks(
-        self, conversation: Conversation, learned: dict[int, list[Span]], text: str
-    ) -> dict[int, list[Span]]:
-        """What the template marks of each turn, and the turn's end where it is left outside."""
-        marks = self.template.generated(conversation.messages, conversation.tools, conversation.variables)
-        inside: dict[int, list[Span]] = {}
-        for index, ((start, end),) in learned.items():
+    def _narrow(self, found: _Found, marks: Sequence[Span]) -> None:
+        """To what the template marks of each turn, and the turn's end where it is left outside."""
+        for index, ((start, end),) in found.learned.items():
             spans = [(max(start, first), min(end, last)) for first, last in marks if first < end and last > start]
-            if spans and not self.special.sub("", text[spans[-1][1] : end]).strip():
+            if spans and spans[-1][1] < end and not self.special.sub("", found.text[spans[-1][1] : end]).strip():
                 spans[-1] = spans[-1][0], end
-            inside[index] = spans
-        return inside
+            found.learned[index] = spans
 
     # ---- the check
 
@@ -228,25 +223,53 @@ class _Locator:
         messages = conversation.messages
         if conversation.tools and self.template.names("tools") and self._without_tools(conversation) == text:
             raise NotShown("the chat template does not show the functions of column tools")
-        last_question = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
         for index, message in enumerate(messages):
             spans = learned.get(index)
-            region = text if spans is None else "".join(text[start:end] for start, end in spans)
-            for said in answers_of(message):
-                if not shows(region, said):
-                    how = "does not mark as generated" if shows(text, said) else "leaves out"
-                    raise NotShown(
-                        f"turn {index + 1}: the chat template {how} what the {message.role} says: {_short(said)}"
-                    )
+            region = self._shown(conversation, index, text, spans)
             if message.role != "assistant" or all(shows(region, thought) for thought in thoughts_of(message)):
                 continue
-            if index > last_question and spans is not None:
+            if spans is not None and all(later.role != "user" for later in messages[index:]):
                 raise NotShown(
                     f"turn {index + 1}: the chat template leaves out what the assistant thinks: "
                     f"{_short(thoughts_of(message)[0])}"
                 )
             told[Told.THOUGHT_LEFT_OUT] += 1
         return told
+
+    def _shown(self, conversation: Conversation, index: int, text: str, spans: Sequence[Span] | None) -> str:
+        """The part of the text that is the turn's, all of it where it is not learned; the turn's answer is in it."""
+        message = conversation.messages[index]
+        region = text if spans is None else "".join([text[start:end] for start, end in spans])
+        for said in answers_of(message):
+            if not shows(region, said):
+                how = "does not mark as generated" if shows(text, said) else "leaves out"
+                raise NotShown(
+                    f"turn {index + 1}: the chat template {how} what the {message.role} says: {_short(said)}"
+                )
+        return region
+
+
+@dataclass
+class _Found:
+    """A text, the spans of it that are each turn's, and what is to be told."""
+
+    text: str
+    learned: dict[int, list[Span]] = field(default_factory=dict)
+    told: Counter[Told] = field(default_factory=Counter)
+
+    @property
+    def rendered(self) -> Rendered:
+        return Rendered(self.text, [span for spans in self.learned.values() for span in spans], self.told)
+
+
+def _learned_turns(conversation: Conversation, told: Counter[Told]) -> Iterator[int]:
+    """The assistant's turns that are to be learned. Of those that are marked not to be, it is told."""
+    for index, message in enumerate(conversation.messages):
+        if message.role == "assistant" and index >= conversation.learned_from:
+            if message.learned:
+                yield index
+            else:
+                told[Told.NOT_TO_LEARN] += 1
 
 
 class _Turn:

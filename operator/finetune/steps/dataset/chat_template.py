@@ -54,17 +54,21 @@ class ChatTemplate:
             given = self._given(messages, tools, variables)
             return str(self._compiled.render(add_generation_prompt=prompt, **given))
 
-    def generated(self, messages: Sequence[Message], tools: Sequence[Any], variables: Mapping[str, Any]) -> list[Span]:
-        """The places of the text that the template marks as the assistant's."""
+    def generated(
+        self, messages: Sequence[Message], tools: Sequence[Any], variables: Mapping[str, Any]
+    ) -> tuple[str, list[Span]]:
+        """The same text, and its places that the template marks as the assistant's."""
+        if not self.marks_generation:
+            return self.render(messages, tools, variables), []
         from transformers.utils.chat_template_utils import _render_with_assistant_indices
 
         with _refusals():
-            _, spans = _render_with_assistant_indices(  # type: ignore[no-untyped-call]
+            text, spans = _render_with_assistant_indices(  # type: ignore[no-untyped-call]
                 compiled_template=self._compiled,
                 add_generation_prompt=False,
                 **self._given(messages, tools, variables),
             )
-        return [(start, end) for start, end in spans]
+        return str(text), spans
 
     def _given(self, messages: Sequence[Message], tools: Sequence[Any], variables: Mapping[str, Any]) -> dict[str, Any]:
         given = {**self._constants, **variables, "messages": [self._turn(message) for message in messages]}
@@ -150,9 +154,9 @@ def _refusals() -> Iterator[None]:
 
 def _compiled(template: str, created: datetime) -> Any:
     """The template as transformers compiles it (once), with `strftime_now` meaning the job's creation time: there is no
-    argument for that."""
+    argument for that. jinja2 copies the globals for every rendering, and its own ChainMap is slow to copy."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     compiled = _compile_jinja_template(template)
-    compiled.globals["strftime_now"] = created.strftime
+    compiled.globals = {**compiled.globals, "strftime_now": created.strftime}
     return compiled

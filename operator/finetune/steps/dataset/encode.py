@@ -19,7 +19,8 @@ from typing import Any
 from finetune.api.spec import Mask, Objective
 from finetune.steps.dataset.chat import ChatRenderer, Told
 from finetune.steps.dataset.colossal import Colossal
-from finetune.steps.dataset.span import Span, token_span
+from finetune.steps.dataset.span import Span
+from finetune.steps.dataset.tokenised import Tokenised, Tokeniser
 from finetune.steps.rows.formats import Completion, Conversation, Example
 from finetune.steps.rows.messages import MalformedRow
 from finetune.steps.workspace.training_data import IGNORED
@@ -114,7 +115,7 @@ class Encoder:
     def encode(self, batches: Iterable[Sequence[Example]]) -> Iterator[list[Encoded]]:
         """Each batch of examples, encoded. A row gives none, one, or (long plain text) several."""
         with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as thread:
-            pending: tuple[Drafts, Future[list[Any]]] | None = None
+            pending: tuple[Drafts, Future[list[Tokenised]]] | None = None
             for examples in batches:
                 drafts = self._drafts(examples)
                 future = thread.submit(self._tokenised, drafts)
@@ -174,37 +175,32 @@ class Encoder:
         return str(self.tokenizer.bos_token) if first and first[0] == self.tokenizer.bos_token_id else ""
 
     @cached_property
-    def _backend(self) -> Any:
-        """The Rust tokenizer itself: transformers would make Python lists of every token's offsets."""
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        return backend
+    def _tokeniser(self) -> Tokeniser:
+        return Tokeniser(self.tokenizer.backend_tokenizer)
 
-    def _tokenised(self, drafts: Sequence[_Draft]) -> list[Any]:
+    def _tokenised(self, drafts: Sequence[_Draft]) -> list[Tokenised]:
         """The drafts' texts, then those of their masked beginnings that there are."""
-        texts = [draft.text for draft in drafts] + [draft.masked for draft in drafts if draft.masked]
-        encodings: list[Any] = self._backend.encode_batch(texts, add_special_tokens=False)
-        return encodings
+        masked = [draft.masked for draft in drafts if draft.masked]
+        texts = [draft.text for draft in drafts] + masked
+        return self._tokeniser(texts, [draft.learned for draft in drafts] + [()] * len(masked))
 
-    def _encoded(self, batch: Drafts, encodings: Sequence[Any]) -> list[Encoded]:
+    def _encoded(self, batch: Drafts, tokenised: Sequence[Tokenised]) -> list[Encoded]:
         examples, drafts = batch
-        masked = iter(encodings[len(drafts) :])
+        masked = iter(tokenised[len(drafts) :])
         encoded: list[Encoded] = []
         for row, (example, draft) in enumerate(zip(examples, drafts, strict=True)):
-            whole = self._example(row, draft, encodings[row], len(next(masked)) if draft.masked else 0)
+            whole = self._example(row, draft, tokenised[row], len(next(masked).ids) if draft.masked else 0)
             fitted = self._fitted(example, whole)
-            if whole in fitted:
+            if draft.turns and whole in fitted:
                 self.counts.turns += draft.turns
             encoded += fitted
         return encoded
 
-    def _example(self, row: int, draft: _Draft, encoding: Any, masked: int) -> Encoded:
-        before, length = len(draft.opening), len(draft.text)
-        ids = [*draft.opening, *encoding.ids] if before else encoding.ids
+    def _example(self, row: int, draft: _Draft, tokenised: Tokenised, masked: int) -> Encoded:
+        before = len(draft.opening)
+        ids = [*draft.opening, *tokenised.ids] if before else tokenised.ids
         spans: list[Span] = []
-        for span in draft.learned:
-            start, end = (0, len(encoding)) if span == (0, length) else token_span(encoding, span, length)
+        for start, end in tokenised.spans:
             start = max(start + before, masked, spans[-1][1] if spans else 1)
             if start < end + before:
                 spans.append((start, end + before))

@@ -18,6 +18,8 @@ def token_span(encoding: Any, span: Span, length: int) -> Span:
     start, end = span
     if start >= end:
         return 0, 0
+    if span == (0, length):
+        return 0, len(encoding)
     first = encoding.char_to_token(start)
     last = len(encoding) if end >= length else encoding.char_to_token(end)
     if first is None or last is None:
