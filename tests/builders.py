@@ -77,6 +77,11 @@ class FineTuneJob(_Built):
         self._item["spec"]["training"] |= fields
         return self
 
+    def edited(self) -> FineTuneJob:
+        """The spec was changed once more: the server counts."""
+        self._item["metadata"]["generation"] += 1
+        return self
+
     def with_status(self, status: Any) -> FineTuneJob:
         self._item["status"] = status if isinstance(status, dict) else status.wire()
         return self
@@ -111,6 +116,10 @@ class Job(_Built):
         if not code:
             said = f"Pod {pod} has condition DisruptionTarget matching FailJob rule at index {index}"
         return self.failed("PodFailurePolicy", said)
+
+    def labelled(self, **labels: str) -> Job:
+        self._item["metadata"]["labels"] |= {f"finetune.dev/{name}": value for name, value in labels.items()}
+        return self
 
     def suspended(self) -> Job:
         self._item["spec"]["suspend"] = True
@@ -243,6 +252,12 @@ class Claim(_Built):
         }
         item = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "status": {"phase": "Bound"}}
         super().__init__(item)
+
+    def kept(self) -> Claim:
+        """It has no owner any more, and says so."""
+        self._item["metadata"].pop("ownerReferences")
+        self._item["metadata"]["labels"]["finetune.dev/kept"] = "true"
+        return self
 
     def pending(self) -> Claim:
         self._item["status"]["phase"] = "Pending"

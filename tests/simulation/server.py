@@ -65,7 +65,8 @@ class Server:
         item = self._found(kind, name)
         if body["metadata"]["uid"] != item["metadata"]["uid"]:
             raise ApiError(409, "Conflict", "uid")
-        item["spec"] |= body["spec"]
+        item.setdefault("spec", {}).update(body.get("spec", {}))
+        item["metadata"] = _merged(item["metadata"], body["metadata"])
         return copy.deepcopy(self._changed(item))
 
     async def apply(self, path: str, body: Mapping[str, Any], manager: str) -> dict[str, Any]:
@@ -319,6 +320,19 @@ class Server:
         gone = copy.deepcopy(item)
         gone["metadata"]["resourceVersion"] = str(self._serial)
         self.changes.append(("DELETED", gone))
+
+
+def _merged(document: Any, patch: Any) -> Any:
+    """JSON merge patch (RFC 7396)."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(document) if isinstance(document, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = _merged(result.get(key), value)
+    return result
 
 
 def _over(status: dict[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 {{- define "rules" -}}
 - apiGroups: [finetune.dev]
   resources: [finetunejobs]
-  verbs: [get, list, watch, delete] # delete: ttlSecondsAfterFinished
+  verbs: [get, list, watch, delete] # delete: ttlSecondsAfterFinished, ttlSecondsAfterFailed
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/status]
   verbs: [patch]
@@ -14,7 +14,7 @@
   verbs: [get, list, watch]
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  verbs: [get, list, watch, create]
+  verbs: [get, list, watch, create, patch] # patch: workspace.retain
 - apiGroups: [""]
   resources: [services] # training.nodes above 1: what the pods find each other by
   verbs: [get, create]

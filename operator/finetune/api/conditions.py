@@ -26,6 +26,9 @@ class ConditionType(StrEnum):
     TRAINED = "Trained"
     SAVED = "Saved"
     COMPLETE = "Complete"
+    FAILURE_TARGET = "FailureTarget"
+    """That the job will fail, once its pods have stopped, and why: as batch/v1 Jobs have it."""
+
     FAILED = "Failed"
     SUSPENDED = "Suspended"
 

@@ -33,6 +33,8 @@ class Phase(StrEnum):
     COMPLETE = "Complete"
     FAILED = "Failed"
     SUSPENDED = "Suspended"
+    STOPPING = "Stopping"
+    """The job is to fail, and pods of it still run."""
 
 
 class Unit(StrEnum):
@@ -240,6 +242,8 @@ class AttemptOutcome(StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"
     NODE_LOST = "NodeLost"
     CRASHED = "Crashed"
+    STOPPED = "Stopped"
+    """By the operator, which says why in the reason; costs nothing."""
 
 
 class Attempt(Model):
@@ -264,7 +268,10 @@ class Attempts(Model):
 
     count: int = Field(0, description="Training attempts, the running one included.", ge=0)
     failures: int = Field(0, description="Failures in a row without a new checkpoint, of the current stage.", ge=0)
-    preemptions: int = Field(0, description="Preemptions so far; they cost nothing of the retry budget.", ge=0)
+    preemptions: int = Field(
+        0, description="Preemptions so far, since the last retry; they cost nothing of retry.limit.", ge=0
+    )
+    retried_at: str | None = Field(None, description="The spec.retry.at that was taken up last.", max_length=64)
     retry_after: datetime | None = Field(None, description="When the next attempt starts.")
     history: list[Attempt] | None = Field(
         None, description="The newest attempts, newest last.", max_length=MAX_ATTEMPTS

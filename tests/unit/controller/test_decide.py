@@ -333,8 +333,23 @@ class TestTime:
         children = (Claim(), Job("prepare"), Pod("prepare").on("n").running(Step.DOWNLOAD))
         assert decided(job, *children).again_at == NOW + timedelta(seconds=60)
         decision = decided(job, *children, after=60)
-        assert find(decision.status.conditions, ConditionType.FAILED).reason == "DeadlineExceeded"
+        assert find(decision.status.conditions, ConditionType.FAILURE_TARGET).reason == "DeadlineExceeded"
         assert [child.name for child in decision.delete] == ["tune-prepare-1"]
+
+    def test_it_has_failed_only_when_its_pods_have_stopped(self):
+        job = started(activeDeadlineSeconds=60)
+        pod = Pod("prepare").on("n").running(Step.DOWNLOAD)
+        job.with_status(decided(job, Claim(), Job("prepare"), pod).status)
+        stopping = decided(job, Claim(), Job("prepare"), pod, after=60).status
+        assert stopping.phase == Phase.STOPPING
+        assert not is_true(stopping.conditions, ConditionType.FAILED)
+        assert stopping.message.startswith("stopping, because the job ran longer than")
+        job.with_status(stopping)
+        still = decided(job, Claim(), pod.deleting(NOW + timedelta(seconds=90)), after=61).status
+        assert still.phase == Phase.STOPPING
+        over = decided(job, Claim(), after=62).status
+        assert find(over.conditions, ConditionType.FAILED).reason == "DeadlineExceeded"
+        assert over.attempts.history[-1].outcome == AttemptOutcome.STOPPED
 
     def test_a_crash_before_the_children_were_stopped_is_made_up_for(self):
         job = started(activeDeadlineSeconds=60)

@@ -29,6 +29,7 @@ from finetune.api.spec.job import (
     Output,
     OutputFormat,
     Prepare,
+    Retain,
     Retry,
     Workspace,
 )
@@ -108,6 +109,7 @@ __all__ = [
     "Prepare",
     "Quantity",
     "Resources",
+    "Retain",
     "Retry",
     "Revision",
     "Sample",

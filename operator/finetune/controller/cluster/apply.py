@@ -17,10 +17,11 @@ from finetune.api import API_VERSION, KIND
 from finetune.api.status import Progress
 from finetune.controller.cluster.backoff import until_answered
 from finetune.controller.cluster.client import ApiError
-from finetune.controller.cluster.resources import BY_KIND, EVENTS, FINETUNEJOBS
+from finetune.controller.cluster.resources import BY_KIND, CLAIMS, EVENTS, FINETUNEJOBS
 from finetune.controller.cluster.store import Store
 from finetune.controller.decision.decide import Decision, document
 from finetune.controller.decision.observed import Object, Observed, owner_uid
+from finetune.controller.decision.stages import workspace
 from finetune.controller.decision.transitions import event, transitions
 
 FIELD_MANAGER = "finetune-operator"
@@ -75,6 +76,10 @@ class Applier:
     async def apply(self, observed: Observed, decision: Decision) -> Applied:
         """Carry the decision out. Raises ApiError when the server cannot be reached or the job changed meanwhile."""
         job = observed.job
+        for child, change in decision.keep:
+            self._check()
+            path = BY_KIND[child.kind].path(observed.namespace, child.name)
+            self.store.feed(await self.api.merge(path, {"metadata": {"uid": child.uid, **change}}))
         if decision.status is not None:
             job = await self._write_status(observed, decision)
         if decision.progress is not None:
@@ -121,10 +126,10 @@ class Applier:
             if error.status != 404:
                 raise
             return Applied(conflicts=(f"waiting for {body['kind']} {name} to be gone",))
-        if owner_uid(existing) == observed.uid and "deletionTimestamp" not in existing["metadata"]:
+        if _made_for(existing) == observed.uid and "deletionTimestamp" not in existing["metadata"]:
             self.store.feed(existing)
             return Applied()
-        whose = "of the former job of this name" if owner_uid(existing) else "that is not the operator's"
+        whose = "of the former job of this name" if _made_for(existing) else "that is not the operator's"
         return Applied(conflicts=(f"waiting for {body['kind']} {name} {whose} to be gone",))
 
     def _check(self) -> None:
@@ -153,6 +158,11 @@ class Applier:
             _, late = await asyncio.wait(self._told, timeout=_DRAIN_SECONDS)
             for task in late:
                 task.cancel()
+
+
+def _made_for(existing: Object) -> str | None:
+    """The UID of the job that an object was made for; a claim may outlive that job and then has no owner."""
+    return workspace.made_for(existing) if existing["kind"] == CLAIMS.kind else owner_uid(existing)
 
 
 async def write_progress(api: Writer, job: Object, progress: Progress) -> dict[str, Any]:

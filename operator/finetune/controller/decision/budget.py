@@ -12,7 +12,11 @@ from datetime import datetime, timedelta
 
 from finetune.api.status import MAX_ATTEMPTS, Attempt, AttemptOutcome, Attempts
 
-FREE = (AttemptOutcome.PREEMPTED, AttemptOutcome.NODE_LOST, AttemptOutcome.SUSPENDED)
+PREEMPTIONS = (AttemptOutcome.PREEMPTED, AttemptOutcome.NODE_LOST, AttemptOutcome.SUSPENDED)
+FREE = (*PREEMPTIONS, AttemptOutcome.STOPPED)
+WITHDRAWN = {"SpecChanged": AttemptOutcome.STOPPED}
+"""Why the operator ends an attempt, and what its end then is."""
+
 OPEN = (AttemptOutcome.RUNNING, AttemptOutcome.SUSPENDED)
 NONE = Attempts()
 _FIRST_SECONDS, _LONGEST_SECONDS = 10, 300
@@ -37,6 +41,27 @@ def is_open(attempts: Attempts, stage: str, number: int) -> bool:
     )
 
 
+def withdrawn(attempts: Attempts, stage: str, number: int) -> Attempt | None:
+    """The attempt, if the operator has decided to end it and it has not ended yet: its reason then says why."""
+    for item in attempts.history or ():
+        if (item.stage, item.number) == (stage, number) and item.outcome in OPEN and item.reason:
+            return item
+    return None
+
+
+def stopped(attempts: Attempts, reason: str, message: str, now: datetime) -> Attempts:
+    """The attempts after all that were open have been ended by the operator."""
+    update = {"outcome": AttemptOutcome.STOPPED, "reason": reason, "message": message[:1024], "end_time": now}
+    history = [item.model_copy(update=update) if item.outcome in OPEN else item for item in attempts.history or ()]
+    return attempts.model_copy(update={"history": history or None, "retry_after": None})
+
+
+def renewed(attempts: Attempts, at: str) -> Attempts:
+    """The attempts with a budget that begins anew, because somebody asked for that."""
+    update = {"failures": 0, "preemptions": 0, "retry_after": None, "retried_at": at}
+    return attempts.model_copy(update=update)
+
+
 def recorded(attempts: Attempts, attempt: Attempt) -> Attempts:
     """The attempts with that one added, or replaced by what is known now."""
     kept = [item for item in attempts.history or () if (item.stage, item.number) != (attempt.stage, attempt.number)]
@@ -49,7 +74,9 @@ def charged(attempts: Attempts, attempt: Attempt, now: datetime) -> Attempts:
     advanced = _advanced(before, attempt)
     failures, preemptions = 0 if advanced else attempts.failures, attempts.preemptions
     retry_after: datetime | None = None
-    if attempt.outcome in FREE:
+    if attempt.outcome == AttemptOutcome.STOPPED:
+        pass
+    elif attempt.outcome in PREEMPTIONS:
         preemptions += 1
         idle = 0 if advanced else 1 + _free_in_a_row(before)
         if idle > _FREE_IN_A_ROW:

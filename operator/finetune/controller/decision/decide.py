@@ -1,6 +1,6 @@
 """The decision: from the whole state of one job to what shall be written. Pure; it reads like the flow itself.
 
-    being deleted? nothing. finished? perhaps delete it. not runnable? say why.
+    being deleted? nothing. finished? perhaps delete it, or try again. not runnable? say why.
     prepare -> train (attempt n) -> save -> complete
 
 It is made anew at every visit, from what exists and never from what happened, so a crash between any two writes, a
@@ -10,6 +10,7 @@ missed event or a second visit changes nothing.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,8 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune.api import KIND
-from finetune.api.conditions import ConditionStatus, ConditionType
-from finetune.api.contract import CONDITIONS, Step
+from finetune.api.conditions import ConditionStatus, ConditionType, find, shortened
+from finetune.api.contract import CONDITIONS, SPEC_LABEL, Step
 from finetune.api.implemented import not_implemented
 from finetune.api.status import AttemptOutcome, FineTuneJobStatus, Phase, Progress
 from finetune.controller.decision import budget
@@ -46,6 +47,10 @@ class Decision:
 
     status: FineTuneJobStatus | None = None
     progress: Progress | None = None
+    keep: tuple[tuple[Child, dict[str, Any]], ...] = ()
+    """Changes of claims' metadata, for the time after the job. They come before the status: as soon as that says that
+    the job failed, somebody may delete it."""
+
     suspend: tuple[tuple[Child, bool], ...] = ()
     create: tuple[dict[str, Any], ...] = ()
     delete: tuple[Child, ...] = ()
@@ -58,7 +63,8 @@ def decide(observed: Observed, now: datetime, settings: pod.PodSettings) -> Deci
     if observed.deleting:
         return Decision()
     flow = _Flow(observed, now.replace(microsecond=0), settings)
-    if observed.status.completion_time is not None:
+    flow.heed_retry()
+    if flow.draft.status.completion_time is not None:
         return flow.after_the_end()
     flow.go_on()
     return flow.decision()
@@ -82,25 +88,46 @@ class _Flow:
 
     def go_on(self) -> None:
         """From wherever the job stands to the next thing to wait for."""
-        if self._taken_up() and not self._past_deadline():
+        if self.draft.holds(ConditionType.FAILURE_TARGET):
+            self._stop()
+        elif self._taken_up() and not self._past_deadline():
             for stage in STAGES:
                 if not self._done(stage):
                     return
             self.draft.complete()
             self._progress_at_the_end()
 
+    def heed_retry(self) -> None:
+        """Take up what spec.retry.at asks for: a budget that begins anew, and a failed job goes on."""
+        at = (self.observed.job["spec"].get("retry") or {}).get("at")
+        if at is None or at == self.draft.attempts.retried_at:
+            return
+        self.draft.update(attempts=budget.renewed(self.draft.attempts, at))
+        if self.draft.holds(ConditionType.FAILED):
+            self.draft.retry()
+
     def after_the_end(self) -> Decision:
         """A finished job: stop what still runs of a failed one; delete the job when its time has come."""
-        if self.observed.status.phase == Phase.FAILED:
+        self.draft.say(self.observed.status.message or "")
+        if self.draft.holds(ConditionType.FAILED):
             self._stop_children()
         expiry = self._expiry()
         if expiry is not None and expiry <= self.now:
-            return Decision(delete=(Child(KIND, self.observed.name, self.observed.uid),))
-        return Decision(delete=tuple(self.delete), again_at=expiry)
+            keep = self._retention()
+            return Decision(keep=keep, delete=(Child(KIND, self.observed.name, self.observed.uid),))
+        return self.decision()
+
+    def _retention(self) -> tuple[tuple[Child, dict[str, Any]], ...]:
+        failed = any(map(self.draft.holds, (ConditionType.FAILURE_TARGET, ConditionType.FAILED)))
+        claim, change = workspace.claim_of(self.observed), workspace.retention(self.observed, failed=failed)
+        if claim is None or change is None:
+            return ()
+        return ((Child(claim["kind"], claim["metadata"]["name"], claim["metadata"]["uid"]), change),)
 
     def _expiry(self) -> datetime | None:
         """When a finished job is to be deleted."""
-        ttl = self.observed.job["spec"].get("ttlSecondsAfterFinished")
+        failed = self.draft.holds(ConditionType.FAILED)
+        ttl = self.observed.job["spec"].get("ttlSecondsAfterFailed" if failed else "ttlSecondsAfterFinished")
         finished = self.draft.status.completion_time
         return None if ttl is None or finished is None else finished + timedelta(seconds=int(ttl))
 
@@ -145,9 +172,33 @@ class _Flow:
         if deadline > self.now:
             self.times.append(deadline)
             return False
-        self.draft.fail("DeadlineExceeded", f"the job ran longer than spec.activeDeadlineSeconds, {seconds} s")
-        self._stop_children()
+        self._fail("DeadlineExceeded", f"the job ran longer than spec.activeDeadlineSeconds, {seconds} s")
         return True
+
+    def _fail(self, reason: str, message: str) -> None:
+        """The job fails: now, or when what still runs of it has stopped."""
+        self.draft.doom(reason, message)
+        self._stop()
+
+    def _stop(self) -> None:
+        """Stop everything; when nothing runs any more, the job has failed."""
+        self._stop_children()
+        target = find(self.draft.status.conditions or (), ConditionType.FAILURE_TARGET)
+        assert target is not None
+        live = [item for item in self.observed.owned(self.observed.pods) if not terminal(item)]
+        if live or self.delete or any(map(_going, self.observed.owned(self.observed.jobs))):
+            self.draft.say(f"stopping, because {target.message}")
+            self._progress_pauses()
+            self._await_end(live)
+        else:
+            self.draft.fail(target.reason, target.message)
+
+    def _await_end(self, pods: Iterable[Object]) -> None:
+        """Say what pods that were told to stop do, and look again when one should have stopped."""
+        for item in pods:
+            if not terminal(item) and (deadline := item["metadata"].get("deletionTimestamp")):
+                self.draft.say(waits.lost(item, self.now) or "the pod was told to stop: it writes its checkpoint")
+                self.times.append(moment(deadline) + timedelta(seconds=waits.LOST_AFTER_SECONDS))
 
     def _done(self, stage: Stage) -> bool:
         """Bring one stage forward; True when nothing of it is left to do."""
@@ -176,7 +227,10 @@ class _Flow:
         if stage is train:
             draft.update(attempts=draft.attempts.model_copy(update={"count": max(draft.attempts.count, number)}))
         if not outcome.over:
-            self._still_runs(stage, child, outcome)
+            if withdrawn := budget.withdrawn(draft.attempts, stage.STAGE, number):
+                self._withdraw(child, outcome, withdrawn.reason, withdrawn.message)
+            else:
+                self._still_runs(stage, child, outcome)
             return False
         self._progress_pauses()
         attempt = self._with_times(outcome)
@@ -196,22 +250,22 @@ class _Flow:
         if attempt.outcome not in budget.FREE:
             draft.set(CONDITIONS[step], ConditionStatus.FALSE, attempt.reason or "Failed", message)
         if attempt.outcome == AttemptOutcome.USER_ERROR:
-            draft.fail(attempt.reason or "UserError", message)
+            self._fail(attempt.reason or "UserError", message)
         elif attempt.outcome not in budget.FREE and attempts.failures > limit:
             tries = f"{attempts.failures} failures in a row without a new checkpoint, spec.retry.limit is {limit}"
-            draft.fail(attempt.reason or "Failed", f"{message} ({tries})")
-        return draft.status.completion_time is None
+            self._fail(attempt.reason or "Failed", f"{message} ({tries})")
+        return not draft.holds(ConditionType.FAILURE_TARGET)
 
     def _still_runs(self, stage: Stage, child: Object | None, outcome: Outcome) -> None:
         """The attempt goes on: show where it is and what it waits for; suspend or resume it."""
         draft = self.draft
         step = outcome.running_step
+        if child is not None and self._mended(child, outcome):
+            self._withdraw(child, outcome, *_MENDED)
+            return
         draft.update(phase=self._phase(outcome))
         draft.say(outcome.waits_for or workspace.waits_for(self.observed))
-        for item in self.observed.pods_of(stage.STAGE, outcome.attempt.number):
-            if not terminal(item) and (deadline := item["metadata"].get("deletionTimestamp")):
-                draft.say(waits.lost(item, self.now) or "the pod was told to stop: it writes its checkpoint")
-                self.times.append(moment(deadline) + timedelta(seconds=waits.LOST_AFTER_SECONDS))
+        self._await_end(self.observed.pods_of(stage.STAGE, outcome.attempt.number))
         if step:
             self._progress_of(step)
         else:
@@ -222,6 +276,18 @@ class _Flow:
             attempt = outcome.attempt.model_copy(update={"outcome": kind})
             draft.update(attempts=budget.recorded(draft.attempts, attempt))
         draft.update(attempts=draft.attempts.model_copy(update={"retry_after": None}))
+
+    def _withdraw(self, child: Object | None, outcome: Outcome, reason: str, message: str) -> None:
+        """End an attempt, and go on when its pods are gone. The reason stays with the open attempt, so that it is
+        known when the Job is not there any more."""
+        draft = self.draft
+        attempt = outcome.attempt.model_copy(update={"reason": reason, "message": shortened(message, 1024)})
+        draft.update(attempts=budget.recorded(draft.attempts, attempt))
+        draft.say(message)
+        if child is not None and "deletionTimestamp" not in child["metadata"]:
+            self.delete.append(Child("Job", child["metadata"]["name"], child["metadata"]["uid"]))
+        self._progress_pauses()
+        self._await_end(self.observed.pods_of(outcome.attempt.stage, outcome.attempt.number))
 
     def _suspended(self, child: Object | None, outcome: Outcome) -> bool:
         """Make the child Job's suspension what the spec says; whether the job now stands still."""
@@ -238,6 +304,12 @@ class _Flow:
             return False
         self._stands_still()
         return True
+
+    def _mended(self, child: Object, outcome: Outcome) -> bool:
+        """Whether a suspended child that is to go on was made from a spec that has changed since."""
+        made_from = (child["metadata"].get("labels") or {}).get(SPEC_LABEL)
+        resumes = bool(child["spec"].get("suspend")) and not self.observed.spec.suspend and not outcome.live
+        return resumes and made_from is not None and made_from != pod.spec_digest(self.observed.spec)
 
     def _stands_still(self) -> None:
         self.draft.update(phase=Phase.SUSPENDED)
@@ -269,13 +341,13 @@ class _Flow:
             self.times.append(self.now + timedelta(seconds=3 if self.observed.conflicts else 15))
             return
         if self.observed.refused:
-            draft.fail("InvalidSpec", self.observed.refused)
+            self._fail("InvalidSpec", self.observed.refused)
             return
         if not workspace.exists(self.observed):
             claim = workspace.manifest(self.observed)
             if claim and draft.holds(ConditionType.MODEL_DOWNLOADED):
                 lost = f"somebody deleted the claim {claim['metadata']['name']}, and with it the job's work"
-                draft.fail("WorkspaceLost", f"{lost}; delete the job and apply it again")
+                self._fail("WorkspaceLost", f"{lost}; delete the job and apply it again")
                 return
             self.create.extend([claim] if claim else [])
         update: dict[str, Any] = {"retry_after": None}
@@ -305,6 +377,8 @@ class _Flow:
             None,
         )
         update: dict[str, Any] = {"end_time": attempt.end_time or self.now}
+        if before is not None and before.reason and not outcome.succeeded:
+            update |= {"outcome": budget.WITHDRAWN[before.reason], "reason": before.reason, "message": before.message}
         for name in ("pod", "node", "start_time", "resumed_from_step", "checkpoint_step"):
             if getattr(attempt, name) is None and before is not None:
                 update[name] = getattr(before, name)
@@ -331,8 +405,7 @@ class _Flow:
 
     def _stop_children(self) -> None:
         for child in self.observed.owned(self.observed.jobs):
-            ended = any(condition_of(child, kind) for kind in ("Complete", "Failed", "FailureTarget"))
-            if not ended and "deletionTimestamp" not in child["metadata"]:
+            if _going(child) and "deletionTimestamp" not in child["metadata"]:
                 self.delete.append(Child("Job", child["metadata"]["name"], child["metadata"]["uid"]))
 
     def decision(self) -> Decision:
@@ -342,6 +415,7 @@ class _Flow:
         return Decision(
             status=status if document(status) != document(self.observed.status) else None,
             progress=self.progress if self.progress != self.observed.status.progress else None,
+            keep=self._retention(),
             suspend=tuple(self.suspend),
             create=tuple(self.create),
             delete=tuple(self.delete),
@@ -354,18 +428,24 @@ def document(status: FineTuneJobStatus) -> dict[str, Any]:
     return {key: value for key, value in status.wire().items() if key != "progress"}
 
 
+_MENDED = ("SpecChanged", "the spec changed while the job was suspended, so another attempt goes on in its place")
+
+
+def _going(child: Object) -> bool:
+    """Whether a child Job may still start pods."""
+    return not any(condition_of(child, kind) for kind in ("Complete", "Failed", "FailureTarget"))
+
+
 def _in_the_way(observed: Observed) -> str:
     """What must be gone before anything may start, as a sentence: remains of a former job, foreign objects."""
     for kind, items in (
         ("pod", tuple(item for item in observed.former(observed.pods) if not terminal(item))),
-        ("volume claim", observed.former(observed.claims)),
         ("Job", observed.former(observed.jobs)),
     ):
         if items:
             return f"waiting for {kind} {items[0]['metadata']['name']} of the former job of this name to be gone"
-    for claim in observed.owned(observed.claims):
-        if "deletionTimestamp" in claim["metadata"]:
-            return f"waiting for volume claim {claim['metadata']['name']}, which is being deleted, to be gone"
+    if claim := workspace.in_the_way(observed):
+        return claim
     return observed.conflicts[0] if observed.conflicts else ""
 
 

@@ -21,6 +21,7 @@ from finetune.api.status import (
     TokensStatus,
     TrainingStatus,
 )
+from finetune.controller.decision import budget
 from finetune.controller.decision.findings import sentence
 from finetune.controller.decision.stages.attempt import State, StepState
 
@@ -112,17 +113,36 @@ class Draft:
             document[key] = value
         self.update(**{field: model.model_validate(document)})
 
+    def doom(self, reason: str, message: str) -> None:
+        """The job is to end without success as soon as nothing of it runs any more."""
+        self.set(ConditionType.FAILURE_TARGET, ConditionStatus.TRUE, reason, message)
+        self.update(phase=Phase.STOPPING)
+
     def fail(self, reason: str, message: str) -> None:
-        """The job ends without success."""
+        """The job ends without success; nothing of it runs."""
+        self.set(ConditionType.FAILURE_TARGET, ConditionStatus.TRUE, reason, message)
         self.set(ConditionType.FAILED, ConditionStatus.TRUE, reason, message)
         self.set(ConditionType.COMPLETE, ConditionStatus.FALSE, "Failed")
+        self._no_longer_suspended()
         self.update(phase=Phase.FAILED, completion_time=self.now)
         if self.status.attempts:
-            self.update(attempts=self.status.attempts.model_copy(update={"retry_after": None}))
+            self.update(attempts=budget.stopped(self.status.attempts, reason, message, self.now))
         self.say(message)
 
     def complete(self) -> None:
         """The job ends with success."""
         self.set(ConditionType.COMPLETE, ConditionStatus.TRUE, "Succeeded")
-        self.set(ConditionType.FAILED, ConditionStatus.FALSE, "Succeeded")
+        for kind in (ConditionType.FAILURE_TARGET, ConditionType.FAILED):
+            self.set(kind, ConditionStatus.FALSE, "Succeeded")
+        self._no_longer_suspended()
         self.update(phase=Phase.COMPLETE, completion_time=self.now)
+
+    def retry(self) -> None:
+        """A job that failed goes on."""
+        for kind in (ConditionType.FAILURE_TARGET, ConditionType.FAILED, ConditionType.COMPLETE):
+            self.set(kind, ConditionStatus.FALSE, "Retrying")
+        self.update(phase=Phase.PENDING, completion_time=None)
+
+    def _no_longer_suspended(self) -> None:
+        if self.holds(ConditionType.SUSPENDED):
+            self.set(ConditionType.SUSPENDED, ConditionStatus.FALSE, "Finished")

@@ -6,6 +6,9 @@ their job from one file that a downward-API volume makes of an annotation.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +27,7 @@ from finetune.api.contract import (
     PROGRESS_CA,
     PROGRESS_TOKEN,
     PROGRESS_URL,
+    SPEC_LABEL,
     STAGE_LABEL,
     TOKEN_AUDIENCE,
     ExitCode,
@@ -31,6 +35,7 @@ from finetune.api.contract import (
     Step,
     StepJob,
 )
+from finetune.api.crd import MENDABLE
 from finetune.api.spec import FineTuneJobSpec, Resources
 from finetune.controller.decision.observed import Observed
 
@@ -105,6 +110,17 @@ def step_job(observed: Observed, attempt: int) -> str:
     ).model_dump_json(by_alias=True, exclude_none=True)
 
 
+def spec_digest(spec: FineTuneJobSpec) -> str:
+    """A digest of what may change before an attempt that was suspended goes on, short enough for a label."""
+    document = spec.wire()
+
+    def value(path: str) -> Any:
+        return functools.reduce(lambda part, name: (part or {}).get(name), path.split("."), document)
+
+    text = json.dumps([value(path) for path in MENDABLE], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def job_manifest(
     observed: Observed, settings: PodSettings, stage: str, attempt: int, pod: dict[str, Any], *, pods: int | None = None
 ) -> dict[str, Any]:
@@ -119,7 +135,7 @@ def job_manifest(
         "metadata": {
             "name": child_name(observed.name, stage, attempt),
             "namespace": observed.namespace,
-            "labels": labels(observed, stage, attempt),
+            "labels": labels(observed, stage, attempt) | {SPEC_LABEL: spec_digest(observed.spec)},
             "ownerReferences": owned_by(observed),
         },
         "spec": {
