@@ -24,6 +24,11 @@ class Phase(StrEnum):
     """Where the job stands, in one word, for people; programs read the conditions."""
 
     PENDING = "Pending"
+    """Nothing of it has run yet."""
+
+    WAITING = "Waiting"
+    """Between two things that run: for a pod to start, for a pause to pass, for something that is in the way."""
+
     DOWNLOADING = "Downloading"
     ADDING_TOKENS = "AddingTokens"
     RELOADING = "Reloading"

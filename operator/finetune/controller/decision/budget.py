@@ -7,14 +7,15 @@ as it starts does not keep a whole cluster busy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
+from finetune.api.reasons import Reason
 from finetune.api.status import MAX_ATTEMPTS, Attempt, AttemptOutcome, Attempts
 
 PREEMPTIONS = (AttemptOutcome.PREEMPTED, AttemptOutcome.NODE_LOST, AttemptOutcome.SUSPENDED)
 FREE = (*PREEMPTIONS, AttemptOutcome.STOPPED)
-WITHDRAWN = {"SpecChanged": AttemptOutcome.STOPPED}
+WITHDRAWN: Mapping[str, AttemptOutcome] = {Reason.SPEC_CHANGED: AttemptOutcome.STOPPED}
 """Why the operator ends an attempt, and what its end then is."""
 
 OPEN = (AttemptOutcome.RUNNING, AttemptOutcome.SUSPENDED)
@@ -88,7 +89,9 @@ def charged(attempts: Attempts, attempt: Attempt, now: datetime) -> Attempts:
     return recorded(attempts, attempt).model_copy(update=update)
 
 
-def _advanced(before: Iterable[Attempt], attempt: Attempt) -> bool:
+def _advanced(before: Sequence[Attempt], attempt: Attempt) -> bool:
+    """Whether the attempt left a newer checkpoint than it found: where it does not say what it found, than any before
+    it left."""
     if attempt.checkpoint_step is None:
         return False
     known = [item.checkpoint_step for item in before if item.checkpoint_step is not None]
@@ -96,10 +99,11 @@ def _advanced(before: Iterable[Attempt], attempt: Attempt) -> bool:
     return attempt.checkpoint_step > start
 
 
-def _free_in_a_row(before: list[Attempt]) -> int:
+def _free_in_a_row(before: Sequence[Attempt]) -> int:
+    """How many of the last attempts ended free of charge and without a newer checkpoint."""
     count = 0
-    for item in reversed(before):
-        if item.outcome not in FREE or (item.checkpoint_step or 0) > (item.resumed_from_step or 0):
+    for place in reversed(range(len(before))):
+        if before[place].outcome not in FREE or _advanced(before[:place], before[place]):
             break
         count += 1
     return count

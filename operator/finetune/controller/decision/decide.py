@@ -21,11 +21,12 @@ from finetune.api import KIND
 from finetune.api.conditions import ConditionStatus, ConditionType, find, shortened
 from finetune.api.contract import CONDITIONS, SPEC_LABEL, Step
 from finetune.api.implemented import not_implemented
+from finetune.api.reasons import Reason
 from finetune.api.status import AttemptOutcome, FineTuneJobStatus, Phase, Progress
 from finetune.controller.decision import budget
 from finetune.controller.decision.draft import PHASES, Draft
 from finetune.controller.decision.observed import Object, Observed, condition_of, moment, terminal
-from finetune.controller.decision.stages import pod, prepare, save, train, waits, workspace
+from finetune.controller.decision.stages import foreign, pod, prepare, save, train, waits, workspace
 from finetune.controller.decision.stages.attempt import Outcome, State
 from finetune.controller.decision.stages.stage import Stage
 
@@ -139,28 +140,28 @@ class _Flow:
         try:
             spec = self.observed.spec
         except ValidationError as error:
-            draft.fail("InvalidSpec", f"this operator cannot read the spec; apply the job anew: {error}")
+            draft.fail(Reason.INVALID_SPEC, f"this operator cannot read the spec; apply the job anew: {error}")
             return False
         if missing := not_implemented(spec):
-            draft.fail("NotImplemented", ". ".join(item.sentence() for item in missing))
+            draft.fail(Reason.NOT_IMPLEMENTED, ". ".join(item.sentence() for item in missing))
             return False
         size = len(pod.step_job(self.observed, 1).encode())
         if size > pod.MAX_JOB_BYTES:
             draft.fail(
-                "SpecTooLarge",
+                Reason.SPEC_TOO_LARGE,
                 f"the spec takes {size // 1024} KiB, and a pod can carry {pod.MAX_JOB_BYTES // 1024} KiB of it: "
                 "move spec.tokens.add into a ConfigMap and name it in spec.tokens.addFrom",
             )
             return False
         if spec.suspend:
             draft.update(phase=Phase.SUSPENDED)
-            draft.set(ConditionType.SUSPENDED, ConditionStatus.TRUE, "Suspended", "not started yet")
+            draft.set(ConditionType.SUSPENDED, ConditionStatus.TRUE, Reason.SUSPENDED, "not started yet")
             return False
         digest = hashlib.sha256(spec.model_dump_json(by_alias=True, exclude_none=True).encode()).hexdigest()
         draft.update(phase=Phase.PENDING, start_time=self.now, spec_digest=f"sha256:{digest}")
-        draft.set(ConditionType.SUSPENDED, ConditionStatus.FALSE, "NotSuspended")
+        draft.set(ConditionType.SUSPENDED, ConditionStatus.FALSE, Reason.NOT_SUSPENDED)
         if not spec.tokens:
-            draft.set(ConditionType.TOKENS_ADDED, ConditionStatus.TRUE, "NotNeeded", "the spec names no tokens")
+            draft.set(ConditionType.TOKENS_ADDED, ConditionStatus.TRUE, Reason.NOT_NEEDED, "the spec names no tokens")
         return True
 
     def _past_deadline(self) -> bool:
@@ -172,7 +173,7 @@ class _Flow:
         if deadline > self.now:
             self.times.append(deadline)
             return False
-        self._fail("DeadlineExceeded", f"the job ran longer than spec.activeDeadlineSeconds, {seconds} s")
+        self._fail(Reason.DEADLINE_EXCEEDED, f"the job ran longer than spec.activeDeadlineSeconds, {seconds} s")
         return True
 
     def _fail(self, reason: str, message: str) -> None:
@@ -239,7 +240,7 @@ class _Flow:
             draft.update(attempts=done.model_copy(update={"failures": 0, "retry_after": None}))
             for step in stage.STEPS:
                 if not draft.holds(CONDITIONS[step]):
-                    draft.set(CONDITIONS[step], ConditionStatus.TRUE, "Succeeded")
+                    draft.set(CONDITIONS[step], ConditionStatus.TRUE, Reason.SUCCEEDED)
             return True
         attempts = budget.charged(draft.attempts, attempt, self.now)
         draft.update(attempts=attempts)
@@ -247,13 +248,12 @@ class _Flow:
         hint = outcome.error.hint if outcome.error else ""
         message = f"{step}: {attempt.message or 'no reason was given'}" + (f". {hint}" if hint else "")
         limit = self.observed.spec.retry.limit
-        if attempt.outcome not in budget.FREE:
-            draft.set(CONDITIONS[step], ConditionStatus.FALSE, attempt.reason or "Failed", message)
+        draft.set(CONDITIONS[step], ConditionStatus.FALSE, attempt.reason or Reason.FAILED, message)
         if attempt.outcome == AttemptOutcome.USER_ERROR:
-            self._fail(attempt.reason or "UserError", message)
+            self._fail(attempt.reason or Reason.USER_ERROR, message)
         elif attempt.outcome not in budget.FREE and attempts.failures > limit:
             tries = f"{attempts.failures} failures in a row without a new checkpoint, spec.retry.limit is {limit}"
-            self._fail(attempt.reason or "Failed", f"{message} ({tries})")
+            self._fail(attempt.reason or Reason.FAILED, f"{message} ({tries})")
         return not draft.holds(ConditionType.FAILURE_TARGET)
 
     def _still_runs(self, stage: Stage, child: Object | None, outcome: Outcome) -> None:
@@ -263,14 +263,16 @@ class _Flow:
         if child is not None and self._mended(child, outcome):
             self._withdraw(child, outcome, *_MENDED)
             return
-        draft.update(phase=self._phase(outcome))
-        draft.say(outcome.waits_for or workspace.waits_for(self.observed))
+        self._show_where(stage, outcome)
         self._await_end(self.observed.pods_of(stage.STAGE, outcome.attempt.number))
         if step:
             self._progress_of(step)
         else:
             self._progress_pauses()
-        suspended = self._suspended(child, outcome)
+        if strangers := foreign.holding_up(outcome, self.observed.pods_of(stage.STAGE, outcome.attempt.number)):
+            self._next_step(stage, Reason.SIDECAR_RUNS)
+            draft.say(strangers)
+        suspended = self._suspended(stage, child, outcome)
         if outcome.started:
             kind = AttemptOutcome.SUSPENDED if suspended else AttemptOutcome.RUNNING
             attempt = outcome.attempt.model_copy(update={"outcome": kind})
@@ -289,7 +291,7 @@ class _Flow:
         self._progress_pauses()
         self._await_end(self.observed.pods_of(outcome.attempt.stage, outcome.attempt.number))
 
-    def _suspended(self, child: Object | None, outcome: Outcome) -> bool:
+    def _suspended(self, stage: Stage, child: Object | None, outcome: Outcome) -> bool:
         """Make the child Job's suspension what the spec says; whether the job now stands still."""
         draft, wanted = self.draft, self.observed.spec.suspend
         if child is not None and "deletionTimestamp" not in child["metadata"]:
@@ -302,7 +304,7 @@ class _Flow:
         if outcome.live:
             draft.say("suspending: the pod writes its checkpoint and stops")
             return False
-        self._stands_still()
+        self._stands_still(stage)
         return True
 
     def _mended(self, child: Object, outcome: Outcome) -> bool:
@@ -311,24 +313,25 @@ class _Flow:
         resumes = bool(child["spec"].get("suspend")) and not self.observed.spec.suspend and not outcome.live
         return resumes and made_from is not None and made_from != pod.spec_digest(self.observed.spec)
 
-    def _stands_still(self) -> None:
+    def _stands_still(self, stage: Stage) -> None:
+        self._next_step(stage, Reason.SUSPENDED)
         self.draft.update(phase=Phase.SUSPENDED)
         self.draft.say("suspended; set spec.suspend to false to go on")
-        self.draft.set(ConditionType.SUSPENDED, ConditionStatus.TRUE, "Suspended", "everything is kept")
+        self.draft.set(ConditionType.SUSPENDED, ConditionStatus.TRUE, Reason.SUSPENDED, "everything is kept")
         self._progress_pauses()
 
     def _resumed(self) -> None:
         if self.draft.holds(ConditionType.SUSPENDED):
-            self.draft.set(ConditionType.SUSPENDED, ConditionStatus.FALSE, "Resumed")
+            self.draft.set(ConditionType.SUSPENDED, ConditionStatus.FALSE, Reason.RESUMED)
 
     def _start(self, stage: Stage, number: int) -> None:
         """Start an attempt, unless something stands in its way."""
         draft = self.draft
         if self.observed.spec.suspend:
-            self._stands_still()
+            self._stands_still(stage)
             return
         self._resumed()
-        draft.update(phase=Phase.PENDING)
+        draft.idles()
         retry_after = draft.attempts.retry_after
         if retry_after is not None and retry_after > self.now:
             last = draft.attempts.history[-1] if draft.attempts.history else None
@@ -341,13 +344,13 @@ class _Flow:
             self.times.append(self.now + timedelta(seconds=3 if self.observed.conflicts else 15))
             return
         if self.observed.refused:
-            self._fail("InvalidSpec", self.observed.refused)
+            self._fail(Reason.INVALID_SPEC, self.observed.refused)
             return
         if not workspace.exists(self.observed):
             claim = workspace.manifest(self.observed)
             if claim and draft.holds(ConditionType.MODEL_DOWNLOADED):
                 lost = f"somebody deleted the claim {claim['metadata']['name']}, and with it the job's work"
-                self._fail("WorkspaceLost", f"{lost}; delete the job and apply it again")
+                self._fail(Reason.WORKSPACE_LOST, f"{lost}; delete the job and apply it again")
                 return
             self.create.extend([claim] if claim else [])
         update: dict[str, Any] = {"retry_after": None}
@@ -356,14 +359,26 @@ class _Flow:
             if service := train.service(self.observed):
                 self.create.append(service)
         self.create.append(stage.manifest(self.observed, self.settings, number))
+        self._next_step(stage, Reason.WAITING)
         draft.update(attempts=draft.attempts.model_copy(update=update))
 
-    def _phase(self, outcome: Outcome) -> Phase:
+    def _next_step(self, stage: Stage, reason: Reason) -> None:
+        """Why the step that is next does not run."""
+        step = next((step for step in stage.STEPS if not self.draft.holds(CONDITIONS[step])), None)
+        if step is not None:
+            self.draft.set(CONDITIONS[step], ConditionStatus.FALSE, reason)
+
+    def _show_where(self, stage: Stage, outcome: Outcome) -> None:
+        """The phase by the step that runs, and what the attempt waits for."""
+        self.draft.say(outcome.waits_for or workspace.waits_for(self.observed))
         ahead = next((state for state in outcome.steps if state.state != State.DONE), None)
         if ahead is None or ahead.state == State.FAILED:
-            return self.draft.status.phase or Phase.PENDING
-        begun = ahead.state == State.RUNNING or ahead is not outcome.steps[0]
-        return PHASES[ahead.step] if begun else Phase.PENDING
+            return
+        if ahead.state == State.RUNNING or ahead is not outcome.steps[0]:
+            self.draft.update(phase=PHASES[ahead.step])
+        else:
+            self.draft.idles()
+            self._next_step(stage, Reason.WAITING)
 
     def _with_times(self, outcome: Outcome) -> Any:
         """The attempt that ended, with what only status remembers when its pod is gone."""
@@ -392,6 +407,11 @@ class _Flow:
         shown = self.observed.status.progress
         if shown is None or shown.step != step:
             self.progress = _kept(shown, step)
+        elif shown.last_update_time and (shown.remaining or shown.estimated_completion_time):
+            silent_at = shown.last_update_time + _SILENT
+            self.times.append(silent_at)
+            if silent_at <= self.now:
+                self._progress_pauses()
 
     def _progress_pauses(self) -> None:
         """Nothing runs: what is shown must not promise a time."""
@@ -409,7 +429,7 @@ class _Flow:
                 self.delete.append(Child("Job", child["metadata"]["name"], child["metadata"]["uid"]))
 
     def decision(self) -> Decision:
-        status = self.draft.status
+        status = self.draft.finished()
         if expiry := self._expiry():  # nothing else need happen to a finished job before that
             self.times = [expiry]
         return Decision(
@@ -419,7 +439,7 @@ class _Flow:
             suspend=tuple(self.suspend),
             create=tuple(self.create),
             delete=tuple(self.delete),
-            again_at=min(self.times, default=None),
+            again_at=min((time for time in self.times if time > self.now), default=None),
         )
 
 
@@ -428,7 +448,10 @@ def document(status: FineTuneJobStatus) -> dict[str, Any]:
     return {key: value for key, value in status.wire().items() if key != "progress"}
 
 
-_MENDED = ("SpecChanged", "the spec changed while the job was suspended, so another attempt goes on in its place")
+_SILENT = timedelta(minutes=5)
+"""Without a report for so long, nobody can say how much time is left."""
+
+_MENDED = (Reason.SPEC_CHANGED, "the spec changed while the job was suspended, so another attempt goes on in its place")
 
 
 def _going(child: Object) -> bool:

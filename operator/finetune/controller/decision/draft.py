@@ -8,8 +8,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune.api.conditions import ConditionStatus, ConditionType, initial, is_true, shortened, with_condition
+from finetune.api.conditions import (
+    ConditionStatus,
+    ConditionType,
+    initial,
+    is_true,
+    shortened,
+    summarised,
+    with_condition,
+)
 from finetune.api.contract import CONDITIONS, PARTS, Step, StepReport
+from finetune.api.reasons import Reason
 from finetune.api.spec import Model
 from finetune.api.status import (
     Attempts,
@@ -80,6 +89,16 @@ class Draft:
         """What the job waits for, for status.message."""
         self.update(message=shortened(message, 4096))
 
+    def idles(self) -> None:
+        """Nothing of the job runs at the moment."""
+        begun = self.status.phase not in (None, Phase.PENDING)
+        self.update(phase=Phase.WAITING if begun else Phase.PENDING)
+
+    def finished(self) -> FineTuneJobStatus:
+        """The status as it is to be written."""
+        conditions = summarised(self.status.conditions or (), now=self.now, generation=self.generation)
+        return self.status.model_copy(update={"conditions": list(conditions)})
+
     def take_in(self, state: StepState, *, settled: bool) -> None:
         """What one step of the running stage shows: its condition, and the part of status that it reported.
 
@@ -92,9 +111,9 @@ class Draft:
         if self.holds(kind):
             return
         if state.state == State.DONE and settled:
-            self.set(kind, ConditionStatus.TRUE, "Succeeded", sentence(state.step, self.status))
+            self.set(kind, ConditionStatus.TRUE, Reason.SUCCEEDED, sentence(state.step, self.status))
         elif state.state == State.RUNNING:
-            self.set(kind, ConditionStatus.FALSE, "Running")
+            self.set(kind, ConditionStatus.FALSE, Reason.RUNNING)
 
     def _report(self, step: Step, report: StepReport) -> None:
         """Merge a report into its part of status; whatever does not fit the API is dropped, field by field."""
@@ -122,7 +141,7 @@ class Draft:
         """The job ends without success; nothing of it runs."""
         self.set(ConditionType.FAILURE_TARGET, ConditionStatus.TRUE, reason, message)
         self.set(ConditionType.FAILED, ConditionStatus.TRUE, reason, message)
-        self.set(ConditionType.COMPLETE, ConditionStatus.FALSE, "Failed")
+        self.set(ConditionType.COMPLETE, ConditionStatus.FALSE, Reason.FAILED)
         self._no_longer_suspended()
         self.update(phase=Phase.FAILED, completion_time=self.now)
         if self.status.attempts:
@@ -131,18 +150,19 @@ class Draft:
 
     def complete(self) -> None:
         """The job ends with success."""
-        self.set(ConditionType.COMPLETE, ConditionStatus.TRUE, "Succeeded")
+        self.set(ConditionType.COMPLETE, ConditionStatus.TRUE, Reason.SUCCEEDED)
         for kind in (ConditionType.FAILURE_TARGET, ConditionType.FAILED):
-            self.set(kind, ConditionStatus.FALSE, "Succeeded")
+            self.set(kind, ConditionStatus.FALSE, Reason.SUCCEEDED)
         self._no_longer_suspended()
         self.update(phase=Phase.COMPLETE, completion_time=self.now)
 
     def retry(self) -> None:
         """A job that failed goes on."""
         for kind in (ConditionType.FAILURE_TARGET, ConditionType.FAILED, ConditionType.COMPLETE):
-            self.set(kind, ConditionStatus.FALSE, "Retrying")
-        self.update(phase=Phase.PENDING, completion_time=None)
+            self.set(kind, ConditionStatus.FALSE, Reason.RETRYING)
+        begun = self.status.start_time is not None
+        self.update(phase=Phase.WAITING if begun else Phase.PENDING, completion_time=None)
 
     def _no_longer_suspended(self) -> None:
         if self.holds(ConditionType.SUSPENDED):
-            self.set(ConditionType.SUSPENDED, ConditionStatus.FALSE, "Finished")
+            self.set(ConditionType.SUSPENDED, ConditionStatus.FALSE, Reason.FINISHED)

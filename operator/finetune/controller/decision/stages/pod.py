@@ -6,7 +6,6 @@ their job from one file that a downward-API volume makes of an annotation.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -115,7 +114,10 @@ def spec_digest(spec: FineTuneJobSpec) -> str:
     document = spec.wire()
 
     def value(path: str) -> Any:
-        return functools.reduce(lambda part, name: (part or {}).get(name), path.split("."), document)
+        part: Any = document
+        for name in path.split("."):
+            part = (part or {}).get(name)
+        return part
 
     text = json.dumps([value(path) for path in MENDABLE], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
