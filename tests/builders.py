@@ -121,6 +121,11 @@ class Job(_Built):
         self._item["metadata"]["labels"] |= {f"finetune.dev/{name}": value for name, value in labels.items()}
         return self
 
+    def started(self, at: datetime = NOW) -> Job:
+        """The Job controller took it up, or took it up again after a suspension."""
+        self._item["status"]["startTime"] = stamp(at)
+        return self
+
     def suspended(self) -> Job:
         self._item["spec"]["suspend"] = True
         return self
@@ -178,13 +183,13 @@ class Pod(_Built):
     def waiting(self, step: Step, reason: str, message: str = "") -> Pod:
         return self._state(step, {"waiting": {"reason": reason, "message": message}})
 
-    def running(self, step: Step) -> Pod:
+    def running(self, step: Step, since: datetime | None = None) -> Pod:
         """That step runs, those before it are done."""
         self._item["status"]["phase"] = "Running" if step == self._steps[-1] else "Pending"
         for earlier in self._steps[: self._steps.index(step)]:
             if earlier not in self._states:
                 self.done(earlier)
-        return self._state(step, {"running": {}})
+        return self._state(step, {"running": {"startedAt": stamp(since)} if since else {}})
 
     def done(self, step: Step, **result: Any) -> Pod:
         return self.ended(step, 0, {"step": step.value, "result": result})

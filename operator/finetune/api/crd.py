@@ -15,6 +15,8 @@ MUTABLE = (
     "suspend",
     "retry",
     "workspace.retain",
+    "training.progressDeadlineSeconds",
+    "startDeadlineSeconds",
     "activeDeadlineSeconds",
     "ttlSecondsAfterFinished",
     "ttlSecondsAfterFailed",

@@ -35,6 +35,7 @@ class Reason(StrEnum):
     NOT_IMPLEMENTED = "NotImplemented"
     SPEC_TOO_LARGE = "SpecTooLarge"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    PREEMPTION_LIMIT_EXCEEDED = "PreemptionLimitExceeded"
     WORKSPACE_LOST = "WorkspaceLost"
 
     # how an attempt ended
@@ -48,6 +49,8 @@ class Reason(StrEnum):
     POD_LOST = "PodLost"
     CRASHED = "Crashed"
     SPEC_CHANGED = "SpecChanged"
+    START_DEADLINE_EXCEEDED = "StartDeadlineExceeded"
+    HUNG = "Hung"
 
     # how Kubernetes ended a pod, in its own words
     PREEMPTION_BY_SCHEDULER = "PreemptionByScheduler"
@@ -100,8 +103,12 @@ REASONS: Mapping[Reason, Explained] = {
         "The spec is larger than a pod can carry.", "Move `tokens.add` into a ConfigMap, `tokens.addFrom`."
     ),
     Reason.DEADLINE_EXCEEDED: Explained(
-        "The job ran longer than `spec.activeDeadlineSeconds`.",
+        "The job's pods ran longer than `spec.activeDeadlineSeconds` in all.",
         "Raise it, then `kubectl finetune retry NAME`: the newest checkpoint is kept.",
+    ),
+    Reason.PREEMPTION_LIMIT_EXCEEDED: Explained(
+        "The job was preempted more often than `spec.retry.preemptionLimit`.",
+        "Raise it, or choose a priority or nodes where it may stay; then `kubectl finetune retry NAME`.",
     ),
     Reason.WORKSPACE_LOST: Explained(
         "The volume claim was deleted, and with it everything that the job had done.",
@@ -123,6 +130,16 @@ REASONS: Mapping[Reason, Explained] = {
     Reason.CRASHED: Explained("A container ended with an error.", "Look at the pod's log."),
     Reason.SPEC_CHANGED: Explained(
         "The spec was changed while the job was suspended, so the suspended attempt was replaced by a new one."
+    ),
+    Reason.START_DEADLINE_EXCEEDED: Explained(
+        "The pods of the attempt had not all started within `spec.startDeadlineSeconds`; another one tries after a "
+        "pause. It is no failure.",
+        "The message has the scheduler's words: ask for less, or wait.",
+    ),
+    Reason.HUNG: Explained(
+        "No step was done for `spec.training.progressDeadlineSeconds`. It counts as a failure.",
+        "The pod's log has the stacks of all threads; raise the deadline if a step, an evaluation or loading the model "
+        "may take so long.",
     ),
     Reason.PREEMPTION_BY_SCHEDULER: Explained("A pod of higher priority took its place; it costs nothing."),
     Reason.EVICTION_BY_API: Explained("Somebody evicted or drained it; it costs nothing."),

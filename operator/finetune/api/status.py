@@ -71,6 +71,7 @@ class Progress(Model):
         None, description="When the step will be done, if it goes on like this."
     )
     last_update_time: datetime | None = Field(None, description="When the pod last reported.")
+    last_advance_time: datetime | None = Field(None, description="When `current` last changed.")
 
 
 class ModelStatus(Model):
@@ -250,6 +251,12 @@ class AttemptOutcome(StrEnum):
     STOPPED = "Stopped"
     """By the operator, which says why in the reason; costs nothing."""
 
+    NEVER_STARTED = "NeverStarted"
+    """Its pods did not all start in time; costs nothing, and the next one waits a while."""
+
+    HUNG = "Hung"
+    """It did no step any more."""
+
 
 class Attempt(Model):
     """One try of a stage: one Job."""
@@ -304,6 +311,10 @@ class FineTuneJobStatus(Model):
         None, description="When the operator took the job up; the spec is frozen from then on."
     )
     completion_time: datetime | None = Field(None, description="When the job finished, either way.")
+    active_seconds: int | None = Field(
+        None, description="Seconds in which pods ran, up to activeSince, since the start or the last retry.", ge=0
+    )
+    active_since: datetime | None = Field(None, description="Since when pods run; absent while none does.")
     spec_digest: str | None = Field(None, description="Digest of the spec as it was taken up.", max_length=80)
     conditions: list[Condition] | None = Field(
         None,

@@ -232,7 +232,7 @@ def test_a_job_that_somebody_deleted_is_an_attempt_that_ended():
 def test_the_schedulers_words_are_the_message():
     pod = Pod("train").unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
     decision = decided(prepared(), Claim(), Job("train"), pod)
-    assert decision.status.phase == Phase.PENDING
+    assert decision.status.phase == Phase.WAITING
     assert decision.status.message == "Unschedulable: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 
 
@@ -331,8 +331,9 @@ class TestTime:
     def test_a_job_beyond_its_deadline_fails_and_its_pods_are_stopped(self):
         job = started(activeDeadlineSeconds=60)
         children = (Claim(), Job("prepare"), Pod("prepare").on("n").running(Step.DOWNLOAD))
-        assert decided(job, *children).again_at == NOW + timedelta(seconds=60)
-        decision = decided(job, *children, after=60)
+        running = decided(job, *children)
+        assert running.again_at == NOW + timedelta(seconds=60)
+        decision = decided(job.with_status(running.status), *children, after=60)
         assert find(decision.status.conditions, ConditionType.FAILURE_TARGET).reason == "DeadlineExceeded"
         assert [child.name for child in decision.delete] == ["tune-prepare-1"]
 
@@ -353,8 +354,10 @@ class TestTime:
 
     def test_a_crash_before_the_children_were_stopped_is_made_up_for(self):
         job = started(activeDeadlineSeconds=60)
-        job.with_status(decided(job, after=60).status)
-        decision = decided(job, Claim(), Job("prepare"), after=61)
+        children = (Claim(), Job("prepare"), Pod("prepare").on("n").running(Step.DOWNLOAD))
+        job.with_status(decided(job, *children).status)
+        job.with_status(decided(job, *children, after=60).status)
+        decision = decided(job, *children, after=61)
         assert [child.name for child in decision.delete] == ["tune-prepare-1"]
 
     def test_a_finished_job_is_deleted_when_its_time_has_come(self):

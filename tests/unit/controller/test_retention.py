@@ -44,7 +44,8 @@ class TestRetention:
 
     def test_it_is_kept_already_while_pods_of_a_failing_job_stop(self):
         job = started(activeDeadlineSeconds=60)
-        decision = decided(job, Claim(), Job("prepare"), Pod("prepare").on("n").running(Step.DOWNLOAD), after=60)
+        children = (Claim(), Job("prepare"), Pod("prepare").on("n").running(Step.DOWNLOAD))
+        decision = decided(job.with_status(decided(job, *children).status), *children, after=60)
         assert decision.status.phase == Phase.STOPPING
         assert decision.keep
 

@@ -151,6 +151,13 @@ class Retry(Model):
     limit: int = Field(
         3, description="Failures in a row without a new checkpoint. Preemptions are not failures.", ge=0, le=100
     )
+    preemption_limit: int | None = Field(
+        None,
+        description="The job fails after more preemptions than this, since its start or the last retry; never when "
+        "absent.",
+        ge=0,
+        le=10_000,
+    )
     at: str | None = Field(
         None,
         description="Changed to any other text (a time, for example), it starts a Failed job's stage again, with a "
@@ -252,9 +259,20 @@ class FineTuneJobSpec(Model):
     retry: Retry = Field(
         default_factory=Retry, description="How often to try again.", json_schema_extra={"default": {}}
     )
+    start_deadline_seconds: int | None = Field(
+        None,
+        description="An attempt whose pods have not all started within this is withdrawn, which says why in the words of "
+        "the scheduler, and tried again after a pause; it is no failure. Time in which a queue holds it does not count.",
+        ge=1,
+        le=31_536_000,
+    )
     suspend: bool = Field(False, description="Stop after a checkpoint and keep everything; false goes on from there.")
     active_deadline_seconds: int | None = Field(
-        None, description="The job fails when it runs longer than this, suspended time included.", ge=1, le=31_536_000
+        None,
+        description="The job fails when its pods have run longer than this in all. Waiting for pods to start, pauses "
+        "and suspended time do not count.",
+        ge=1,
+        le=31_536_000,
     )
     ttl_seconds_after_finished: int | None = Field(
         None,

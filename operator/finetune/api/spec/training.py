@@ -337,6 +337,14 @@ class Training(Model):
         None, description="Prompts to answer before and after training, for the report and the model card."
     )
     container: TrainerContainer | None = Field(None, description="Your own trainer instead of ours.")
+    progress_deadline_seconds: int | None = Field(
+        None,
+        description="A running attempt that does no optimizer step for so long (loading the model and evaluating "
+        "count too) hangs: the stacks of all threads go into the pod's log, it is ended, and tried again as after any "
+        "failure. One that reports progress and no longer does is ended by the operator a minute later.",
+        ge=10,
+        le=31_536_000,
+    )
     termination_grace_period_seconds: int = Field(
         300, description="Time for the last checkpoint when the pod is asked to go.", ge=1, le=86_400
     )

@@ -31,7 +31,7 @@ _METADATA = (
     "ownerReferences",
 )
 _PARTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "Job": (("suspend",), ("conditions", "active", "ready", "terminating")),
+    "Job": (("suspend",), ("conditions", "startTime", "active", "ready", "terminating")),
     "Pod": (
         ("nodeName",),
         ("phase", "reason", "message", "conditions", "initContainerStatuses", "containerStatuses"),

@@ -11,11 +11,16 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from finetune.api.reasons import Reason
+from finetune.api.spec import Retry
 from finetune.api.status import MAX_ATTEMPTS, Attempt, AttemptOutcome, Attempts
 
 PREEMPTIONS = (AttemptOutcome.PREEMPTED, AttemptOutcome.NODE_LOST, AttemptOutcome.SUSPENDED)
-FREE = (*PREEMPTIONS, AttemptOutcome.STOPPED)
-WITHDRAWN: Mapping[str, AttemptOutcome] = {Reason.SPEC_CHANGED: AttemptOutcome.STOPPED}
+FREE = (*PREEMPTIONS, AttemptOutcome.STOPPED, AttemptOutcome.NEVER_STARTED)
+WITHDRAWN: Mapping[str, AttemptOutcome] = {
+    Reason.SPEC_CHANGED: AttemptOutcome.STOPPED,
+    Reason.START_DEADLINE_EXCEEDED: AttemptOutcome.NEVER_STARTED,
+    Reason.HUNG: AttemptOutcome.HUNG,
+}
 """Why the operator ends an attempt, and what its end then is."""
 
 OPEN = (AttemptOutcome.RUNNING, AttemptOutcome.SUSPENDED)
@@ -63,6 +68,11 @@ def renewed(attempts: Attempts, at: str) -> Attempts:
     return attempts.model_copy(update=update)
 
 
+def too_often(attempts: Attempts, retry: Retry) -> bool:
+    """Whether there were more preemptions than the spec allows."""
+    return retry.preemption_limit is not None and attempts.preemptions > retry.preemption_limit
+
+
 def recorded(attempts: Attempts, attempt: Attempt) -> Attempts:
     """The attempts with that one added, or replaced by what is known now."""
     kept = [item for item in attempts.history or () if (item.stage, item.number) != (attempt.stage, attempt.number)]
@@ -75,14 +85,14 @@ def charged(attempts: Attempts, attempt: Attempt, now: datetime) -> Attempts:
     advanced = _advanced(before, attempt)
     failures, preemptions = 0 if advanced else attempts.failures, attempts.preemptions
     retry_after: datetime | None = None
-    if attempt.outcome == AttemptOutcome.STOPPED:
-        pass
+    if attempt.outcome == AttemptOutcome.NEVER_STARTED:
+        retry_after = now + back_off(1 + _never_started_in_a_row(before))
     elif attempt.outcome in PREEMPTIONS:
         preemptions += 1
         idle = 0 if advanced else 1 + _free_in_a_row(before)
         if idle > _FREE_IN_A_ROW:
             retry_after = now + back_off(idle - _FREE_IN_A_ROW)
-    else:
+    elif attempt.outcome not in FREE:
         failures += 1
         retry_after = now + back_off(failures)
     update = {"failures": failures, "preemptions": preemptions, "retry_after": retry_after}
@@ -107,3 +117,8 @@ def _free_in_a_row(before: Sequence[Attempt]) -> int:
             break
         count += 1
     return count
+
+
+def _never_started_in_a_row(before: Sequence[Attempt]) -> int:
+    others = (count for count, item in enumerate(reversed(before)) if item.outcome != AttemptOutcome.NEVER_STARTED)
+    return next(others, len(before))

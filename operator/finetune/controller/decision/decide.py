@@ -23,7 +23,7 @@ from finetune.api.contract import CONDITIONS, SPEC_LABEL, Step
 from finetune.api.implemented import not_implemented
 from finetune.api.reasons import Reason
 from finetune.api.status import AttemptOutcome, FineTuneJobStatus, Phase, Progress
-from finetune.controller.decision import budget
+from finetune.controller.decision import budget, deadlines
 from finetune.controller.decision.draft import PHASES, Draft
 from finetune.controller.decision.observed import Object, Observed, condition_of, moment, terminal
 from finetune.controller.decision.stages import foreign, pod, prepare, save, train, waits, workspace
@@ -92,18 +92,23 @@ class _Flow:
         if self.draft.holds(ConditionType.FAILURE_TARGET):
             self._stop()
         elif self._taken_up() and not self._past_deadline():
-            for stage in STAGES:
-                if not self._done(stage):
-                    return
-            self.draft.complete()
-            self._progress_at_the_end()
+            self._go_through_stages()
+            if (deadline := deadlines.active(self.observed.spec, self.draft.status)) is not None:
+                self.times.append(deadline)
+
+    def _go_through_stages(self) -> None:
+        for stage in STAGES:
+            if not self._done(stage):
+                return
+        self.draft.complete()
+        self._progress_at_the_end()
 
     def heed_retry(self) -> None:
         """Take up what spec.retry.at asks for: a budget that begins anew, and a failed job goes on."""
         at = (self.observed.job["spec"].get("retry") or {}).get("at")
         if at is None or at == self.draft.attempts.retried_at:
             return
-        self.draft.update(attempts=budget.renewed(self.draft.attempts, at))
+        self.draft.update(attempts=budget.renewed(self.draft.attempts, at), active_seconds=None)
         if self.draft.holds(ConditionType.FAILED):
             self.draft.retry()
 
@@ -165,14 +170,10 @@ class _Flow:
         return True
 
     def _past_deadline(self) -> bool:
+        deadline = deadlines.active(self.observed.spec, self.draft.status)
+        if deadline is None or deadline > self.now:
+            return False
         seconds = self.observed.spec.active_deadline_seconds
-        if seconds is None:
-            return False
-        assert self.draft.status.start_time is not None
-        deadline = self.draft.status.start_time + timedelta(seconds=seconds)
-        if deadline > self.now:
-            self.times.append(deadline)
-            return False
         self._fail(Reason.DEADLINE_EXCEEDED, f"the job ran longer than spec.activeDeadlineSeconds, {seconds} s")
         return True
 
@@ -234,6 +235,7 @@ class _Flow:
                 self._still_runs(stage, child, outcome)
             return False
         self._progress_pauses()
+        draft.runs(False)
         attempt = self._with_times(outcome)
         if outcome.succeeded:
             done = budget.recorded(draft.attempts, attempt)
@@ -251,6 +253,10 @@ class _Flow:
         draft.set(CONDITIONS[step], ConditionStatus.FALSE, attempt.reason or Reason.FAILED, message)
         if attempt.outcome == AttemptOutcome.USER_ERROR:
             self._fail(attempt.reason or Reason.USER_ERROR, message)
+        elif attempt.outcome in budget.PREEMPTIONS and budget.too_often(attempts, self.observed.spec.retry):
+            often = f"preempted {attempts.preemptions} times, spec.retry.preemptionLimit is"
+            said = f"{often} {self.observed.spec.retry.preemption_limit} (the last time: {message})"
+            self._fail(Reason.PREEMPTION_LIMIT_EXCEEDED, said)
         elif attempt.outcome not in budget.FREE and attempts.failures > limit:
             tries = f"{attempts.failures} failures in a row without a new checkpoint, spec.retry.limit is {limit}"
             self._fail(attempt.reason or Reason.FAILED, f"{message} ({tries})")
@@ -263,6 +269,13 @@ class _Flow:
         if child is not None and self._mended(child, outcome):
             self._withdraw(child, outcome, *_MENDED)
             return
+        pods = self.observed.pods_of(stage.STAGE, outcome.attempt.number)
+        draft.runs(any(map(deadlines.runs, pods)))
+        for limit in deadlines.of_attempt(self.observed, stage, child, pods, outcome.waits_for):
+            self.times.append(limit.time)
+            if limit.time <= self.now:
+                self._withdraw(child, outcome, limit.reason, limit.message)
+                return
         self._show_where(stage, outcome)
         self._await_end(self.observed.pods_of(stage.STAGE, outcome.attempt.number))
         if step:

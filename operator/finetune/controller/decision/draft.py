@@ -89,9 +89,17 @@ class Draft:
         """What the job waits for, for status.message."""
         self.update(message=shortened(message, 4096))
 
+    def runs(self, running: bool) -> None:
+        """Whether pods of the job run: the time in which they do is reckoned up."""
+        since, seconds = self.status.active_since, self.status.active_seconds or 0
+        if running and since is None:
+            self.update(active_since=self.now, active_seconds=seconds)
+        elif not running and since is not None:
+            self.update(active_since=None, active_seconds=seconds + int((self.now - since).total_seconds()))
+
     def idles(self) -> None:
         """Nothing of the job runs at the moment."""
-        begun = self.status.phase not in (None, Phase.PENDING)
+        begun = self.status.phase not in (None, Phase.PENDING) or self.holds(ConditionType.MODEL_DOWNLOADED)
         self.update(phase=Phase.WAITING if begun else Phase.PENDING)
 
     def finished(self) -> FineTuneJobStatus:
@@ -143,6 +151,7 @@ class Draft:
         self.set(ConditionType.FAILED, ConditionStatus.TRUE, reason, message)
         self.set(ConditionType.COMPLETE, ConditionStatus.FALSE, Reason.FAILED)
         self._no_longer_suspended()
+        self.runs(False)
         self.update(phase=Phase.FAILED, completion_time=self.now)
         if self.status.attempts:
             self.update(attempts=budget.stopped(self.status.attempts, reason, message, self.now))
@@ -154,6 +163,7 @@ class Draft:
         for kind in (ConditionType.FAILURE_TARGET, ConditionType.FAILED):
             self.set(kind, ConditionStatus.FALSE, Reason.SUCCEEDED)
         self._no_longer_suspended()
+        self.runs(False)
         self.update(phase=Phase.COMPLETE, completion_time=self.now)
 
     def retry(self) -> None:

@@ -106,6 +106,7 @@ def progress(report: Report, step: Step, before: Progress | None, now: datetime)
         "remaining": "" if seconds is None or percent == 100 else duration(seconds),
         "estimatedCompletionTime": None if seconds is None else now + timedelta(seconds=seconds),
         "lastUpdateTime": now,
+        "lastAdvanceTime": before.last_advance_time if before and same and before.current == current else now,
         "summary": summary(percent, document.get("current"), document.get("total"), document.get("unit")),
     }
     return Progress.model_validate(document)
