@@ -254,9 +254,6 @@ class AttemptOutcome(StrEnum):
     NEVER_STARTED = "NeverStarted"
     """Its pods did not all start in time; costs nothing, and the next one waits a while."""
 
-    HUNG = "Hung"
-    """It did no step any more."""
-
 
 class Attempt(Model):
     """One try of a stage: one Job."""

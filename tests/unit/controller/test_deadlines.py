@@ -113,7 +113,7 @@ class TestProgressDeadline:
         job.with_status({**document(decided(job, Claim(), Job("train"), self.pod(), after=210).status)})
         decision = decided(job, Claim(), after=220)
         ended = decision.status.attempts.history[-1]
-        assert (ended.outcome, ended.reason) == (AttemptOutcome.HUNG, Reason.HUNG)
+        assert (ended.outcome, ended.reason) == (AttemptOutcome.CRASHED, Reason.HUNG)
         assert decision.status.attempts.failures == 1
         assert find(decision.status.conditions, ConditionType.TRAINED).reason == Reason.HUNG
 

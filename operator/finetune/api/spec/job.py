@@ -261,8 +261,8 @@ class FineTuneJobSpec(Model):
     )
     start_deadline_seconds: int | None = Field(
         None,
-        description="An attempt whose pods have not all started within this is withdrawn, which says why in the words of "
-        "the scheduler, and tried again after a pause; it is no failure. Time in which a queue holds it does not count.",
+        description="An attempt whose pods have not all started within this is withdrawn, with the scheduler's words "
+        "for why, and tried again after a pause; it is no failure. Time in which a queue holds it does not count.",
         ge=1,
         le=31_536_000,
     )

@@ -19,7 +19,7 @@ FREE = (*PREEMPTIONS, AttemptOutcome.STOPPED, AttemptOutcome.NEVER_STARTED)
 WITHDRAWN: Mapping[str, AttemptOutcome] = {
     Reason.SPEC_CHANGED: AttemptOutcome.STOPPED,
     Reason.START_DEADLINE_EXCEEDED: AttemptOutcome.NEVER_STARTED,
-    Reason.HUNG: AttemptOutcome.HUNG,
+    Reason.HUNG: AttemptOutcome.CRASHED,
 }
 """Why the operator ends an attempt, and what its end then is."""
 

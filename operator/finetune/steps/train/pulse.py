@@ -1,8 +1,8 @@
 """Whether a training gets on: each of its processes gives a sign of life after every step, and who sees none for too
 long has all of them say where they stand, and ends them.
 
-The watch is kept by the pod's first process, for a training that hangs may hold Python's lock. The stacks are written by
-a handler in C (`faulthandler`), which needs no lock either.
+The watch is kept by the pod's first process, for a training that hangs may hold Python's lock. The stacks are written
+by a handler in C (`faulthandler`), which needs no lock either.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PULSE = "FINETUNE_PULSE"
-"""A folder of this pod's own; set only while somebody watches."""
+"""A folder of this pod's own, for the signs."""
 
 _STACKS = signal.SIGUSR1
 _LAST_WORDS = 2.0
@@ -35,13 +35,16 @@ def show_stacks_when_asked() -> None:
 def beat() -> None:
     """This process has got on."""
     if folder := os.environ.get(PULSE):
-        Path(folder, str(os.getpid())).touch()
+        with suppress(OSError):
+            Path(folder, str(os.getpid())).touch()
 
 
 class Watchman:
     """Watches the signs of life in a folder, until it is dismissed."""
 
-    def __init__(self, folder: Path, seconds: float, processes: Callable[[], Iterable[int]], end: Callable[[], None]):
+    def __init__(
+        self, folder: Path, seconds: float, processes: Callable[[], Iterable[int]], end: Callable[[], None]
+    ) -> None:
         """`processes` are those that are asked where they stand when none has got on for `seconds`; `end` ends them."""
         self.found_hanging = False
         self._folder, self._seconds, self._processes, self._end = folder, seconds, processes, end

@@ -69,7 +69,10 @@ def run(job: StepJob, layout: Layout) -> StepReport:
         folder.mkdir(parents=True)
         (folder / "job.json").write_text(job.model_dump_json(by_alias=True, exclude_none=True))
         environment = _environment(layout, folder, plan, newest)
-        with tempfile.TemporaryDirectory() as pulse, _workers(plan, place, folder, environment | {PULSE: pulse}) as workers:
+        with (
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as pulse,
+            _workers(plan, place, folder, environment | {PULSE: pulse}) as workers,
+        ):
             peers.watch(workers.abandon)
             returned = workers.wait(plan.training.progress_deadline_seconds, Path(pulse))
         outcome = _outcome(returned, workers, read_outcomes(folder), checkpoints, plan)
@@ -258,7 +261,7 @@ def _hung(plan: Plan, newest: Checkpoint | None) -> StepFailure:
         ExitCode.UNAVAILABLE,
         "Hung",
         f"no step was done for {seconds} s, spec.training.progressDeadlineSeconds{where}",
-        "The pod's log has the stacks of all threads. Raise the deadline if loading, a step or an evaluation takes long.",
+        "The pod's log has the stacks of all threads. Raise the deadline if loading, a step or an evaluation is slow.",
         result={"checkpoint": newest.status()} if newest else None,
     )
 
