@@ -213,6 +213,9 @@ class TrainingStatus(Model):
     """What training came to; live numbers are in `progress`."""
 
     steps: int | None = Field(None, description="Optimizer steps done, those of an embedding warm-up included.", ge=0)
+    seconds: float | None = Field(
+        None, description="Seconds of the training loop that led to the result, each step counted once.", ge=0
+    )
     stopped_early: bool | None = Field(None, description="Whether earlyStopping ended it before its last step.")
     loss: float | None = Field(None, description="Mean training loss over the last logged steps.")
     validation_loss: float | None = Field(None, description="Loss on the held-out rows after training.")
@@ -273,7 +276,12 @@ class Attempt(Model):
 
 
 class Attempts(Model):
-    """All tries so far."""
+    """All tries so far.
+
+    Goodput is the share of the training pods' time that went into steps of the result: `status.training.seconds` by
+    `trainingSeconds`. Below 1 it shows what starting, loading, and steps that a preemption or a failure undid have
+    cost. Queueing, pauses and suspension are in neither of the two.
+    """
 
     count: int = Field(0, description="Training attempts, the running one included.", ge=0)
     failures: int = Field(0, description="Failures in a row without a new checkpoint, of the current stage.", ge=0)
@@ -281,6 +289,16 @@ class Attempts(Model):
         0, description="Preemptions so far, since the last retry; they cost nothing of retry.limit.", ge=0
     )
     retried_at: str | None = Field(None, description="The spec.retry.at that was taken up last.", max_length=64)
+    training_seconds: int | None = Field(
+        None, description="Seconds in which training pods ran, over all attempts.", ge=0
+    )
+    goodput: float | None = Field(
+        None,
+        description="Share of trainingSeconds that led to the result, once there is one; the rest was starting, "
+        "loading, and work that was undone.",
+        ge=0,
+        le=1,
+    )
     retry_after: datetime | None = Field(None, description="When the next attempt starts.")
     history: list[Attempt] | None = Field(
         None, description="The newest attempts, newest last.", max_length=MAX_ATTEMPTS

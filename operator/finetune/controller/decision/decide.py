@@ -235,7 +235,7 @@ class _Flow:
                 self._still_runs(stage, child, outcome)
             return False
         self._progress_pauses()
-        draft.runs(False)
+        draft.runs(False, training=stage is train)
         attempt = self._with_times(outcome)
         if outcome.succeeded:
             done = budget.recorded(draft.attempts, attempt)
@@ -243,6 +243,8 @@ class _Flow:
             for step in stage.STEPS:
                 if not draft.holds(CONDITIONS[step]):
                     draft.set(CONDITIONS[step], ConditionStatus.TRUE, Reason.SUCCEEDED)
+            if stage is train:
+                draft.reckon_goodput()
             return True
         attempts = budget.charged(draft.attempts, attempt, self.now)
         draft.update(attempts=attempts)
@@ -270,7 +272,7 @@ class _Flow:
             self._withdraw(child, outcome, *_MENDED)
             return
         pods = self.observed.pods_of(stage.STAGE, outcome.attempt.number)
-        draft.runs(any(map(deadlines.runs, pods)))
+        draft.runs(any(map(deadlines.runs, pods)), training=stage is train)
         for limit in deadlines.of_attempt(self.observed, stage, child, pods, outcome.waits_for):
             self.times.append(limit.time)
             if limit.time <= self.now:

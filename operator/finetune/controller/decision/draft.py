@@ -89,13 +89,24 @@ class Draft:
         """What the job waits for, for status.message."""
         self.update(message=shortened(message, 4096))
 
-    def runs(self, running: bool) -> None:
-        """Whether pods of the job run: the time in which they do is reckoned up."""
+    def runs(self, running: bool, *, training: bool = False) -> None:
+        """Whether pods of the job run: the time in which they do is reckoned up, that of training apart too."""
         since, seconds = self.status.active_since, self.status.active_seconds or 0
         if running and since is None:
             self.update(active_since=self.now, active_seconds=seconds)
         elif not running and since is not None:
-            self.update(active_since=None, active_seconds=seconds + int((self.now - since).total_seconds()))
+            ran = int((self.now - since).total_seconds())
+            self.update(active_since=None, active_seconds=seconds + ran)
+            if training:
+                sofar = self.attempts.training_seconds or 0
+                self.update(attempts=self.attempts.model_copy(update={"training_seconds": sofar + ran}))
+
+    def reckon_goodput(self) -> None:
+        """Training is done: what share of the pods' time led to the result."""
+        training, ran = self.status.training, self.attempts.training_seconds
+        if training is not None and training.seconds is not None and ran:
+            share = round(min(1.0, training.seconds / ran), 3)
+            self.update(attempts=self.attempts.model_copy(update={"goodput": share}))
 
     def idles(self) -> None:
         """Nothing of the job runs at the moment."""
