@@ -64,6 +64,12 @@ def test_a_failed_job_says_which_step_and_why():
     assert "the rows have a, b" in shown
 
 
+def test_a_step_whose_pod_is_queued_is_not_shown_as_running():
+    assert "▶  train" in text(picture(job(*PREPARED, condition("Trained", "False", "Running"), phase="Training")))
+    shown = text(picture(job(*PREPARED, condition("Trained", "False", "Waiting"), phase="Waiting")))
+    assert "▶" not in shown
+
+
 def test_attempts_are_listed():
     history = [
         {

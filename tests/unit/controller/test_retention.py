@@ -8,8 +8,10 @@ import pytest
 
 from finetune.api.conditions import ConditionStatus, ConditionType, find, is_true
 from finetune.api.contract import KEPT_ANNOTATION, KEPT_LABEL, SPEC_LABEL, Step
+from finetune.api.reasons import Reason
 from finetune.api.status import AttemptOutcome, Phase
 from finetune.controller.decision.stages.pod import spec_digest
+from finetune.controller.decision.transitions import transitions
 from tests.builders import NOW, Claim, FineTuneJob, Job, Pod, error_report
 from tests.unit.controller.test_decide import created, decided, observe, prepared, started, trained
 
@@ -122,6 +124,11 @@ class TestRetry:
         condition = find(status.conditions, ConditionType.FAILED)
         assert (condition.status, condition.reason) == (ConditionStatus.FALSE, "Retrying")
         assert (status.attempts.failures, status.attempts.retried_at) == (0, "again")
+
+    def test_an_event_tells_of_it(self):
+        job = failed().with_spec(retry={"at": "again"})
+        told = transitions(observe(job).status, decided(job, Claim().kept()).status)
+        assert [item.reason for item in told] == [Reason.RETRYING]
 
     def test_the_claim_belongs_to_the_job_again(self):
         job = failed().with_spec(retry={"at": "again"})

@@ -55,6 +55,9 @@ def transitions(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator
         yield Transition(
             "Warning" if failed else "Normal", condition.reason if failed else condition.type, message, when
         )
+    retried = after.attempts.retried_at if after.attempts else None
+    if retried and known.get(ConditionType.FAILED) == ConditionStatus.TRUE and after.completion_time is None:
+        yield Transition("Normal", Reason.RETRYING, "the job goes on where it failed", retried)
     yield from _attempts(before, after)
     if after.message != before.message and after.message and after.message.startswith(_TELLING):
         yield Transition("Warning", "Waiting", after.message, "")

@@ -79,7 +79,7 @@ def in_the_way(observed: Observed) -> str:
         elif name == _name(observed) and _is_kept(claim) and "deletionTimestamp" not in claim["metadata"]:
             return (
                 f"the volume claim {name} was kept from the former job of this name: to go on from its checkpoints, "
-                f"apply the job under another name with spec.workspace.claimName: {name}; to begin anew, delete the "
+                f"apply the job anew with spec.workspace.claimName: {name}; to begin anew, delete the "
                 "claim, and the job goes on by itself"
             )
         elif not _is_kept(claim) or name == _name(observed):
