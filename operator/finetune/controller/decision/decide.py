@@ -106,8 +106,7 @@ class _Flow:
     def heed_retry(self) -> None:
         """Take up what spec.retry.at asks for: a budget that begins anew, and a failed job goes on."""
         at = (self.observed.job["spec"].get("retry") or {}).get("at")
-        asked = at is not None and at != self.draft.attempts.retried_at
-        if not asked or self.draft.holds(ConditionType.COMPLETE):
+        if at is None or at == self.draft.attempts.retried_at or self.draft.holds(ConditionType.COMPLETE):
             return
         self.draft.update(attempts=budget.renewed(self.draft.attempts, at), active_seconds=None)
         if self.draft.holds(ConditionType.FAILED):
