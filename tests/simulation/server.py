@@ -66,12 +66,16 @@ class Server:
         if body["metadata"]["uid"] != item["metadata"]["uid"]:
             raise ApiError(409, "Conflict", "uid")
         item["spec"] |= body["spec"]
+        labels = item["metadata"]["labels"] | body["metadata"].get("labels", {})
+        item["metadata"]["labels"] = {key: value for key, value in labels.items() if value is not None}
         return copy.deepcopy(self._changed(item))
 
     async def apply(self, path: str, body: Mapping[str, Any], manager: str) -> dict[str, Any]:
         kind, name, subresource = _place(path)
-        assert (kind, subresource) == (KIND, "status")
+        assert subresource == "status"
         item = self._found(kind, name)
+        if kind == "Pod":
+            return self._fail_pod(item, body)
         metadata = body["metadata"]  # a UID in it is ignored, as by the real server on a custom resource's status
         if metadata.get("resourceVersion", item["metadata"]["resourceVersion"]) != item["metadata"]["resourceVersion"]:
             raise ApiError(409, "Conflict", "the object has been modified")
@@ -82,10 +86,17 @@ class Server:
         item["status"] = {key: value for key, value in status.items() if not mine(key)} | written
         return copy.deepcopy(self._changed(item))
 
-    async def delete(self, path: str, uid: str) -> None:
+    def _fail_pod(self, pod: dict[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
+        if body["metadata"]["uid"] != pod["metadata"]["uid"]:
+            raise ApiError(409, "Conflict", "uid")
+        pod["status"] |= body["status"]
+        return copy.deepcopy(self._changed(pod))
+
+    async def delete(self, path: str, uid: str, grace_seconds: int | None = None) -> None:
+        """A pod that is deleted by force stays until the Job controller has counted it: see `_kubelet`."""
         kind, name, _ = _place(path)
         item = self.objects.get((kind, name))
-        if item is not None and item["metadata"]["uid"] == uid:
+        if item is not None and item["metadata"]["uid"] == uid and (kind != "Pod" or grace_seconds is None):
             self._delete(item)
 
     # --- the user
@@ -128,7 +139,8 @@ class Server:
         if failed:
             self._fail(job, failed[0], alive)
         elif len(well) == job["spec"]["completions"]:
-            status["conditions"] = [{"type": "Complete", "status": "True"}]
+            self._count(job)
+            status["conditions"] = [{"type": "Complete", "status": "True", "lastTransitionTime": stamp(self.now)}]
             self.succeeded.append((job["metadata"]["labels"]["finetune.dev/job-uid"], stage_of(job)))
             self._changed(job)
         elif job["spec"].get("suspend"):
@@ -138,6 +150,18 @@ class Server:
         elif not any("deletionTimestamp" in pod["metadata"] for pod in pods):
             for index in sorted(set(range(job["spec"]["completions"])) - well - {index_of(pod) for pod in alive}):
                 self._new_pod(job, index)
+        if self._count(job):
+            self._changed(job)
+
+    def _count(self, job: dict[str, Any]) -> bool:
+        """Count the pods that run and those that are told to stop, as the Job's status does; whether that is news."""
+        mine = [pod for pod in self.all("Pod") if pod["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]]
+        alive = [pod for pod in mine if pod["status"]["phase"] in ("Pending", "Running")]
+        terminating = sum("deletionTimestamp" in pod["metadata"] for pod in alive)
+        counts = {"active": len(alive) - terminating, "terminating": terminating}
+        news = any(job["status"].get(key, 0) != count for key, count in counts.items())
+        job["status"] |= counts
+        return news
 
     def _fail(self, job: dict[str, Any], pod: dict[str, Any], alive: list[dict[str, Any]]) -> None:
         """One pod that failed is the end of the Job: the others are deleted, and when the last has ended it says so."""
@@ -148,7 +172,10 @@ class Server:
             self._terminate(other)
         kind = "FailureTarget" if alive else "Failed"
         if (status.get("conditions") or [{}])[-1].get("type") != kind:
-            status.setdefault("conditions", []).append({"type": kind, **status["target"]})
+            self._count(job)
+            status.setdefault("conditions", []).append(
+                {"type": kind, **status["target"], "lastTransitionTime": stamp(self.now)}
+            )
             self._changed(job)
 
     def _new_pod(self, job: dict[str, Any], index: int) -> None:

@@ -11,7 +11,10 @@
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch{{ if .Values.nodeLost.forceDelete }}, delete]
+- apiGroups: [""]
+  resources: [pods/status] # a pod of a lost machine is said to have failed before it is removed
+  verbs: [patch{{ end }}]
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get, list, watch, create]

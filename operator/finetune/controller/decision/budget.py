@@ -26,15 +26,26 @@ def back_off(failures: int) -> timedelta:
 
 def ended(attempts: Attempts, stage: str) -> int:
     """The highest number of an attempt of the stage whose end is recorded; 0 before the first."""
-    numbers = [item.number for item in attempts.history or () if item.stage == stage and item.outcome not in OPEN]
+    numbers = [item.number for item in attempts.history or () if item.stage == stage and is_over(item)]
     return max(numbers, default=0)
 
 
 def is_open(attempts: Attempts, stage: str, number: int) -> bool:
     """Whether the attempt is recorded as begun but not as ended."""
     return any(
-        item.stage == stage and item.number == number and item.outcome in OPEN for item in attempts.history or ()
+        item.stage == stage and item.number == number and not is_over(item) for item in attempts.history or ()
     )
+
+
+def is_over(attempt: Attempt) -> bool:
+    """Whether an attempt as recorded has ended; a suspended one may have, or may go on with its Job."""
+    return attempt.outcome not in OPEN or attempt.end_time is not None
+
+
+def suspended(attempts: Attempts) -> set[str | None]:
+    """The UIDs of the Jobs that stand still because the spec said so."""
+    items = attempts.history or ()
+    return {item.job_uid for item in items if item.outcome == AttemptOutcome.SUSPENDED and item.job_uid}
 
 
 def recorded(attempts: Attempts, attempt: Attempt) -> Attempts:
@@ -49,7 +60,9 @@ def charged(attempts: Attempts, attempt: Attempt, now: datetime) -> Attempts:
     advanced = _advanced(before, attempt)
     failures, preemptions = 0 if advanced else attempts.failures, attempts.preemptions
     retry_after: datetime | None = None
-    if attempt.outcome in FREE:
+    if attempt.outcome == AttemptOutcome.SUSPENDED:
+        pass  # the user's own wish: what comes next starts when the user says so
+    elif attempt.outcome in FREE:
         preemptions += 1
         idle = 0 if advanced else 1 + _free_in_a_row(before)
         if idle > _FREE_IN_A_ROW:

@@ -18,15 +18,27 @@ from pydantic import ValidationError
 
 from finetune.api import KIND
 from finetune.api.conditions import ConditionStatus, ConditionType
-from finetune.api.contract import CONDITIONS, Step
+from finetune.api.contract import CONDITIONS, JOB_UID_LABEL, OPERATOR_LABEL, Step
 from finetune.api.implemented import not_implemented
+from finetune.api.spec import NodeLostPolicy
 from finetune.api.status import AttemptOutcome, FineTuneJobStatus, Phase, Progress
 from finetune.controller.decision import budget
 from finetune.controller.decision.draft import PHASES, Draft
-from finetune.controller.decision.observed import Object, Observed, condition_of, moment, terminal
+from finetune.controller.decision.observed import (
+    Object,
+    Observed,
+    condition_of,
+    finished,
+    moment,
+    suspended_here,
+    terminal,
+)
 from finetune.controller.decision.stages import pod, prepare, save, train, waits, workspace
 from finetune.controller.decision.stages.attempt import Outcome, State
 from finetune.controller.decision.stages.stage import Stage
+
+_LATE = timedelta(seconds=15)
+"""So much later than its Job's end a pod's may be seen, before it counts as gone."""
 
 STAGES: tuple[Stage, ...] = (prepare, train, save)
 
@@ -49,8 +61,11 @@ class Decision:
     suspend: tuple[tuple[Child, bool], ...] = ()
     create: tuple[dict[str, Any], ...] = ()
     delete: tuple[Child, ...] = ()
+    force: tuple[Child, ...] = ()
+    """Pods of machines that are certainly off: to be said to have failed, and removed without waiting for anybody."""
+
     again_at: datetime | None = None
-    """When to look again although nothing happens."""
+    """When to look again although nothing happens; never in the past, which would be a visit after the other."""
 
 
 def decide(observed: Observed, now: datetime, settings: pod.PodSettings) -> Decision:
@@ -59,9 +74,12 @@ def decide(observed: Observed, now: datetime, settings: pod.PodSettings) -> Deci
         return Decision()
     flow = _Flow(observed, now.replace(microsecond=0), settings)
     if observed.status.completion_time is not None:
-        return flow.after_the_end()
-    flow.go_on()
-    return flow.decision()
+        decision = flow.after_the_end()
+    else:
+        flow.go_on()
+        decision = flow.decision()
+    assert decision.again_at is None or decision.again_at > now, f"{decision.again_at} is past at {now}"
+    return decision
 
 
 @dataclass
@@ -75,14 +93,16 @@ class _Flow:
     suspend: list[tuple[Child, bool]] = field(default_factory=list)
     create: list[dict[str, Any]] = field(default_factory=list)
     delete: list[Child] = field(default_factory=list)
+    force: list[Child] = field(default_factory=list)
     times: list[datetime] = field(default_factory=list)
+    """When something changes by itself; what is past already has changed."""
 
     def __post_init__(self) -> None:
         self.draft = Draft(self.observed.status, self.observed.generation, self.now)
 
     def go_on(self) -> None:
         """From wherever the job stands to the next thing to wait for."""
-        if self._taken_up() and not self._past_deadline():
+        if self._taken_up() and self._held_here() and not self._past_deadline():
             for stage in STAGES:
                 if not self._done(stage):
                     return
@@ -130,11 +150,32 @@ class _Flow:
             draft.set(ConditionType.SUSPENDED, ConditionStatus.TRUE, "Suspended", "not started yet")
             return False
         digest = hashlib.sha256(spec.model_dump_json(by_alias=True, exclude_none=True).encode()).hexdigest()
-        draft.update(phase=Phase.PENDING, start_time=self.now, spec_digest=f"sha256:{digest}")
+        draft.update(
+            phase=Phase.PENDING,
+            start_time=self.now,
+            spec_digest=f"sha256:{digest}",
+            operator=self.observed.operator,
+        )
         draft.set(ConditionType.SUSPENDED, ConditionStatus.FALSE, "NotSuspended")
         if not spec.tokens:
             draft.set(ConditionType.TOKENS_ADDED, ConditionStatus.TRUE, "NotNeeded", "the spec names no tokens")
         return True
+
+    def _held_here(self) -> bool:
+        """Whether it is this operator that took the job up. The children of another one's are not even seen here."""
+        draft, label = self.draft, self.observed.operator
+        if draft.status.operator is None:
+            draft.update(operator=label)
+        holder = draft.status.operator or ""
+        if holder == label:
+            return True
+        whose = f"the operator {holder}" if holder else "the operator without a name"
+        back = f"{OPERATOR_LABEL}={holder} --overwrite" if holder else f"{OPERATOR_LABEL}-"
+        draft.say(
+            f"held by {whose}, which took the job up and alone goes on with it; put its label back: "
+            f"kubectl label finetunejob {self.observed.name} {back}"
+        )
+        return False
 
     def _past_deadline(self) -> bool:
         seconds = self.observed.spec.active_deadline_seconds
@@ -171,11 +212,12 @@ class _Flow:
     def _over(self, stage: Stage, number: int, child: Object | None, outcome: Outcome) -> bool:
         """Take in how an attempt goes; False while it may still run, or when its end is the job's end."""
         draft = self.draft
+        over = outcome.over and not self._pods_may_come(outcome)
         for state in outcome.steps:
-            draft.take_in(state, settled=outcome.over or state.step != stage.STEPS[-1])
+            draft.take_in(state, settled=over or state.step != stage.STEPS[-1])
         if stage is train:
             draft.update(attempts=draft.attempts.model_copy(update={"count": max(draft.attempts.count, number)}))
-        if not outcome.over:
+        if not over:
             self._still_runs(stage, child, outcome)
             return False
         self._progress_pauses()
@@ -202,6 +244,14 @@ class _Flow:
             draft.fail(attempt.reason or "Failed", f"{message} ({tries})")
         return draft.status.completion_time is None
 
+    def _pods_may_come(self, outcome: Outcome) -> bool:
+        """Whether the pods that explain the end of an attempt may only be late: Jobs and pods are watched apart."""
+        if outcome.unseen_since is None:
+            return False
+        until = outcome.unseen_since + _LATE
+        self.times.append(until)
+        return self.now < until
+
     def _still_runs(self, stage: Stage, child: Object | None, outcome: Outcome) -> None:
         """The attempt goes on: show where it is and what it waits for; suspend or resume it."""
         draft = self.draft
@@ -209,9 +259,8 @@ class _Flow:
         draft.update(phase=self._phase(outcome))
         draft.say(outcome.waits_for or workspace.waits_for(self.observed))
         for item in self.observed.pods_of(stage.STAGE, outcome.attempt.number):
-            if not terminal(item) and (deadline := item["metadata"].get("deletionTimestamp")):
-                draft.say(waits.lost(item, self.now) or "the pod was told to stop: it writes its checkpoint")
-                self.times.append(moment(deadline) + timedelta(seconds=waits.LOST_AFTER_SECONDS))
+            if not terminal(item) and "deletionTimestamp" in item["metadata"]:
+                self._stops(item)
         if step:
             self._progress_of(step)
         else:
@@ -219,25 +268,60 @@ class _Flow:
         suspended = self._suspended(child, outcome)
         if outcome.started:
             kind = AttemptOutcome.SUSPENDED if suspended else AttemptOutcome.RUNNING
-            attempt = outcome.attempt.model_copy(update={"outcome": kind})
+            open_ = {"outcome": kind, "reason": "", "message": "", "exit_code": None, "end_time": None}
+            attempt = outcome.attempt.model_copy(update=open_)
             draft.update(attempts=budget.recorded(draft.attempts, attempt))
         draft.update(attempts=draft.attempts.model_copy(update={"retry_after": None}))
 
+    def _stops(self, item: Object) -> None:
+        """A pod was told to stop: say so, and what to do when its machine never confirms it."""
+        lost_at = moment(item["metadata"]["deletionTimestamp"]) + waits.LOST_AFTER
+        self.times.append(lost_at)
+        if self.now < lost_at:
+            self.draft.say("the pod was told to stop: it writes its checkpoint")
+            return
+        said = waits.lost(item)
+        if self.observed.spec.training.on_node_lost == NodeLostPolicy.FORCE_DELETE:
+            force_at = moment(item["metadata"]["deletionTimestamp"]) + waits.FORCED_AFTER
+            if not self.settings.force_delete:
+                said += f". {waits.NOT_ALLOWED}"
+            elif not waits.unreachable(item):
+                said += ". Kubernetes does not count the machine as unreachable, so the pod is not removed by force"
+            elif self.now < force_at:
+                said += f". It is removed by force at {force_at:%H:%M:%S} UTC"
+                self.times.append(force_at)
+            else:
+                said = f"pod {item['metadata']['name']} of the lost node {waits.node_of(item)} is removed by force"
+                self.force.append(_named(item))
+        self.draft.say(said)
+
     def _suspended(self, child: Object | None, outcome: Outcome) -> bool:
-        """Make the child Job's suspension what the spec says; whether the job now stands still."""
+        """Make the child Job's suspension what the spec says; whether it now stands still by our doing.
+
+        Only what was suspended here is resumed here, and nothing is done twice against somebody else's will: a Job
+        that a queue holds stays held, and one that a queue resumes although the spec says suspend is deleted.
+        """
         draft, wanted = self.draft, self.observed.spec.suspend
-        if child is not None and "deletionTimestamp" not in child["metadata"]:
-            is_suspended = bool(child["spec"].get("suspend"))
-            if is_suspended != wanted:
-                self.suspend.append((Child("Job", child["metadata"]["name"], child["metadata"]["uid"]), wanted))
+        held = False
+        if child is not None and "deletionTimestamp" not in child["metadata"] and not finished(child):
+            stands = bool(child["spec"].get("suspend"))
+            here = suspended_here(child) or outcome.attempt.job_uid in budget.suspended(draft.attempts)
+            if wanted and not stands and here:
+                self.delete.append(_named(child))
+            elif stands != wanted and (wanted or here):
+                self.suspend.append((_named(child), wanted))
+            held = stands and not here
         if not wanted:
             self._resumed()
+            if held:
+                draft.say(waits.held(child or {}))
+                self._progress_pauses()
             return False
         if outcome.live:
             draft.say("suspending: the pod writes its checkpoint and stops")
             return False
         self._stands_still()
-        return True
+        return not held
 
     def _stands_still(self) -> None:
         self.draft.update(phase=Phase.SUSPENDED)
@@ -305,7 +389,7 @@ class _Flow:
             None,
         )
         update: dict[str, Any] = {"end_time": attempt.end_time or self.now}
-        for name in ("pod", "node", "start_time", "resumed_from_step", "checkpoint_step"):
+        for name in ("job_uid", "pod", "node", "start_time", "resumed_from_step", "checkpoint_step"):
             if getattr(attempt, name) is None and before is not None:
                 update[name] = getattr(before, name)
         live = self.observed.status.progress
@@ -330,10 +414,11 @@ class _Flow:
         self.progress = _kept(shown, Step.SAVE).model_copy(update={"percent": 100, "summary": "100%"})
 
     def _stop_children(self) -> None:
-        for child in self.observed.owned(self.observed.jobs):
-            ended = any(condition_of(child, kind) for kind in ("Complete", "Failed", "FailureTarget"))
-            if not ended and "deletionTimestamp" not in child["metadata"]:
-                self.delete.append(Child("Job", child["metadata"]["name"], child["metadata"]["uid"]))
+        for stage in STAGES:
+            for child in self.observed.attempts(stage.STAGE).values():
+                ended = any(condition_of(child, kind) for kind in ("Complete", "Failed", "FailureTarget"))
+                if not ended and "deletionTimestamp" not in child["metadata"]:
+                    self.delete.append(_named(child))
 
     def decision(self) -> Decision:
         status = self.draft.status
@@ -345,8 +430,13 @@ class _Flow:
             suspend=tuple(self.suspend),
             create=tuple(self.create),
             delete=tuple(self.delete),
-            again_at=min(self.times, default=None),
+            force=tuple(self.force),
+            again_at=min((time for time in self.times if time > self.now), default=None),
         )
+
+
+def _named(child: Object) -> Child:
+    return Child(child["kind"], child["metadata"]["name"], child["metadata"]["uid"])
 
 
 def document(status: FineTuneJobStatus) -> dict[str, Any]:
@@ -356,8 +446,11 @@ def document(status: FineTuneJobStatus) -> dict[str, Any]:
 
 def _in_the_way(observed: Observed) -> str:
     """What must be gone before anything may start, as a sentence: remains of a former job, foreign objects."""
+    for item in observed.running:
+        former = (item["metadata"].get("labels") or {}).get(JOB_UID_LABEL) != observed.uid
+        whose = "the former job of this name" if former else "an earlier attempt"
+        return f"waiting for pod {item['metadata']['name']} of {whose} to be gone"
     for kind, items in (
-        ("pod", tuple(item for item in observed.former(observed.pods) if not terminal(item))),
         ("volume claim", observed.former(observed.claims)),
         ("Job", observed.former(observed.jobs)),
     ):
@@ -366,6 +459,9 @@ def _in_the_way(observed: Observed) -> str:
     for claim in observed.owned(observed.claims):
         if "deletionTimestamp" in claim["metadata"]:
             return f"waiting for volume claim {claim['metadata']['name']}, which is being deleted, to be gone"
+    if observed.claim_held_by:
+        claim = observed.spec.workspace.claim_name
+        return f"waits for the claim {claim}, in which the job {observed.claim_held_by} works"
     return observed.conflicts[0] if observed.conflicts else ""
 
 

@@ -54,20 +54,16 @@ def transitions(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator
         yield Transition(
             "Warning" if failed else "Normal", condition.reason if failed else condition.type, message, when
         )
-    ends = {(item.stage, item.number) for item in (before.attempts or budget.NONE).history or () if _ended(item)}
+    ends = {(item.stage, item.number) for item in (before.attempts or budget.NONE).history or () if budget.is_over(item)}
     for item in (after.attempts or budget.NONE).history or ():
-        if _ended(item) and (item.stage, item.number) not in ends and item.outcome != AttemptOutcome.SUCCEEDED:
+        if budget.is_over(item) and (item.stage, item.number) not in ends and item.outcome != AttemptOutcome.SUCCEEDED:
             message = f"{item.stage} attempt {item.number}: {item.reason}: {item.message}"
             yield Transition("Warning", item.outcome, message, f"{item.stage}-{item.number}")
     if after.message != before.message and after.message and after.message.startswith(_TELLING):
         yield Transition("Warning", "Waiting", after.message, "")
 
 
-_TELLING = ("the pod cannot be created", "the workspace volume is not provisioned", "waits for the claim")
-
-
-def _ended(item: Any) -> bool:
-    return item.outcome not in budget.OPEN
+_TELLING = ("the pod cannot be created", "the workspace volume is not provisioned", "waits for the claim", "held by")
 
 
 def event(observed: Observed, transition: Transition, now: datetime, instance: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune.controller.decision.observed import Observed
+from finetune.controller.decision.observed import Object, Observed
 from finetune.controller.decision.stages import pod
 
 STAGE = "workspace"
@@ -37,13 +37,18 @@ def exists(observed: Observed) -> bool:
     """Whether the job has the volume it needs, bound or not."""
     if observed.spec.workspace.claim_name:
         return True
-    return any("deletionTimestamp" not in claim["metadata"] for claim in observed.owned(observed.claims))
+    return any("deletionTimestamp" not in claim["metadata"] for claim in _own(observed))
 
 
 def waits_for(observed: Observed) -> str:
     """Why the volume is not there yet, in the provisioner's words; empty when nobody complained."""
-    for claim in observed.owned(observed.claims):
+    for claim in _own(observed):
         warned = observed.warning(claim, "PersistentVolumeClaim")
         if warned and (claim.get("status") or {}).get("phase") == "Pending":
             return f"the workspace volume is not provisioned: {warned.reason}: {warned.message}"
     return ""
+
+
+def _own(observed: Observed) -> tuple[Object, ...]:
+    name = pod.workspace_claim(observed.name, observed.spec)
+    return tuple(claim for claim in observed.owned(observed.claims) if claim["metadata"]["name"] == name)
