@@ -155,7 +155,9 @@ class Server:
 
     def _count(self, job: dict[str, Any]) -> bool:
         """Count the pods that run and those that are told to stop, as the Job's status does; whether that is news."""
-        mine = [pod for pod in self.all("Pod") if pod["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]]
+        mine = [
+            pod for pod in self.all("Pod") if pod["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+        ]
         alive = [pod for pod in mine if pod["status"]["phase"] in ("Pending", "Running")]
         terminating = sum("deletionTimestamp" in pod["metadata"] for pod in alive)
         counts = {"active": len(alive) - terminating, "terminating": terminating}

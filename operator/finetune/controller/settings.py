@@ -28,7 +28,9 @@ class Settings:
 
     operator: str = ""  # FINETUNE_OPERATOR: serve only jobs with the label finetune.dev/operator of this value
 
-    force_delete: bool = False  # FINETUNE_FORCE_DELETE, true or false: remove pods of lost machines where jobs ask for it
+    force_delete: bool = (
+        False  # FINETUNE_FORCE_DELETE, true or false: remove pods of lost machines where jobs ask for it
+    )
 
     progress_url: str = ""  # FINETUNE_PROGRESS_URL, as pods reach it: https://SERVICE.NAMESPACE.svc:8443/; empty: off
     progress_port: int = 8443  # FINETUNE_PROGRESS_PORT

@@ -352,7 +352,9 @@ class TestSuspension:
         running = decided(job, Claim(), Job("train"), Pod("train").on("n").running(Step.TRAIN)).status
         record = running.attempts.history[-1].model_copy(update={"outcome": AttemptOutcome.SUSPENDED})
         history = [*running.attempts.history[:-1], record]
-        job.with_status(running.model_copy(update={"attempts": running.attempts.model_copy(update={"history": history})}))
+        job.with_status(
+            running.model_copy(update={"attempts": running.attempts.model_copy(update={"history": history})})
+        )
         assert [wanted for _, wanted in decided(job, Claim(), child).suspend] == [False]
 
     @pytest.mark.parametrize(
@@ -454,14 +456,15 @@ def lost_pod() -> Pod:
     return Pod("train").on("gone-node").running(Step.TRAIN).deleting(NOW).unreachable()
 
 
-class TestNodeLost:
-    JOB = {"onNodeLost": "ForceDelete"}
+FORCE: dict[str, str] = {"onNodeLost": "ForceDelete"}
 
+
+class TestNodeLost:
     def test_by_default_nothing_is_removed_by_force(self):
         assert not decided(prepared(), Claim(), Job("train"), lost_pod(), settings=ALLOWED, after=3600).force
 
     def test_five_minutes_after_it_should_have_stopped_the_pod_is_removed_where_job_and_administrator_say_so(self):
-        job, children = prepared().training(**self.JOB), (Claim(), Job("train"), lost_pod())
+        job, children = prepared().training(**FORCE), (Claim(), Job("train"), lost_pod())
         early = decided(job, *children, settings=ALLOWED, after=299)
         assert not early.force
         assert "It is removed by force at 12:05:00 UTC" in early.status.message
@@ -471,19 +474,19 @@ class TestNodeLost:
         assert not decision.create
 
     def test_an_operator_without_the_rights_says_so(self):
-        decision = decided(prepared().training(**self.JOB), Claim(), Job("train"), lost_pod(), after=300)
+        decision = decided(prepared().training(**FORCE), Claim(), Job("train"), lost_pod(), after=300)
         assert not decision.force
         assert "nodeLost.forceDelete" in decision.status.message
 
     def test_a_machine_that_answers_is_not_lost_however_long_its_pod_takes(self):
         pod = Pod("train").on("slow-node").running(Step.TRAIN).deleting(NOW)
-        decision = decided(prepared().training(**self.JOB), Claim(), Job("train"), pod, settings=ALLOWED, after=3600)
+        decision = decided(prepared().training(**FORCE), Claim(), Job("train"), pod, settings=ALLOWED, after=3600)
         assert not decision.force
         assert "does not count the machine as unreachable" in decision.status.message
 
     def test_a_pod_that_kubernetes_evicted_because_its_machine_is_silent_is_lost(self):
         pod = Pod("train").on("n").running(Step.TRAIN).deleting(NOW).disrupted("DeletionByTaintManager")
-        job = prepared().training(**self.JOB)
+        job = prepared().training(**FORCE)
         assert decided(job, Claim(), Job("train"), pod, settings=ALLOWED, after=300).force
 
 

@@ -25,7 +25,7 @@ ROWS = [
     (0, seen(exit_code=65, suspended=True), AttemptOutcome.USER_ERROR, "UserError"),
     (0, seen(pod_exists=False, verdict=Verdict(rule=NEVER_RETRIED_RULE)), AttemptOutcome.USER_ERROR, "UserError"),
     (1, seen(pod_reason="Evicted", pod_message=OWN_LIMIT), CRASHED, "Evicted"),
-    (1, seen(pod_reason="Evicted", pod_message=f"Container train {EPHEMERAL} \"1Gi\". "), CRASHED, "Evicted"),
+    (1, seen(pod_reason="Evicted", pod_message=f'Container train {EPHEMERAL} "1Gi". '), CRASHED, "Evicted"),
     (1, seen(pod_reason="Evicted", pod_message=f"Pod {TOTAL} of containers 1Gi. "), CRASHED, "Evicted"),
     (2, seen(pod_reason="Evicted", pod_message=PRESSURE), PREEMPTED, "Evicted"),
     (2, seen(pod_reason="Evicted", disruption="TerminationByKubelet", exit_code=137), PREEMPTED, "Evicted"),
@@ -50,7 +50,12 @@ ROWS = [
     (8, seen(disruption="EvictionByEvictionAPI", exit_code=75), PREEMPTED, "EvictionByEvictionAPI"),
     (8, seen(pod_exists=False, verdict=Verdict(rule=DISRUPTED_RULE)), PREEMPTED, "DisruptionTarget"),
     (9, seen(container_reason="Unknown", exit_code=255), AttemptOutcome.NODE_LOST, "Unknown"),
-    (9, seen(container_reason="ContainerStatusUnknown", exit_code=137), AttemptOutcome.NODE_LOST, "ContainerStatusUnknown"),
+    (
+        9,
+        seen(container_reason="ContainerStatusUnknown", exit_code=137),
+        AttemptOutcome.NODE_LOST,
+        "ContainerStatusUnknown",
+    ),
     (10, seen(exit_code=75), PREEMPTED, "Preempted"),
     (10, seen(pod_exists=False, verdict=Verdict(rule=PREEMPTED_RULE)), PREEMPTED, "Preempted"),
     (11, seen(exit_code=69), CRASHED, "Unavailable"),
@@ -84,7 +89,9 @@ def test_every_row_has_its_test():
             "container train was killed for using more memory than its limit",
         ),
         (
-            seen(step=None, pod_reason="OutOfcpu", pod_message="Pod was rejected: Node didn't have enough resource: cpu"),
+            seen(
+                step=None, pod_reason="OutOfcpu", pod_message="Pod was rejected: Node didn't have enough resource: cpu"
+            ),
             "Pod was rejected: Node didn't have enough resource: cpu",
         ),
         (

@@ -83,7 +83,7 @@ class Store:
         self._objects[key] = _Seen(str(metadata["uid"]), version, job, text)
         if key[0] != KIND:
             self._children[job].add(key)
-        elif claim := ((item.get("spec") or {}).get("workspace") or {}).get("claimName"):
+        elif claim := _claim_of(item):
             self._claims[key[1], claim][job] = _turn(item)
         return job
 
@@ -153,18 +153,18 @@ class Store:
     def _holder(self, key: Key, item: Object) -> str:
         """The job that works in the claim which this one brings, if another one does: whichever began first, or was
         made first, and whoever still has a pod that runs."""
-        claim = ((item.get("spec") or {}).get("workspace") or {}).get("claimName")
-        if not claim:
+        if not (claim := _claim_of(item)):
             return ""
-        users = self._claims[key[0], claim]
-        mine = _turn(item)
+        users, mine = self._claims[key[0], claim], _turn(item)
         for other, turn in list(users.items()):
-            exists = (KIND, *other) in self._objects
+            known = self._objects.get((KIND, *other))
             if other == key:
                 continue
-            if self._runs(other) or (exists and turn is not None and (mine is None or turn < mine)):
-                return other[1]
-            if not exists:
+            if self._runs(other) or (known and turn and (mine is None or turn < mine)):
+                if known is None or _claim_of(known.item()) == claim:
+                    return other[1]
+                del users[other]  # it names another one meanwhile
+            elif known is None:
                 del users[other]
         return ""
 
@@ -199,6 +199,11 @@ def job_of(item: Object) -> Key:
     return str(metadata["namespace"]), str(name)
 
 
+def _claim_of(job: Object) -> str:
+    """The claim that a FineTuneJob brings; empty when it gets one of its own."""
+    return str(((job.get("spec") or {}).get("workspace") or {}).get("claimName") or "")
+
+
 def _turn(item: Object) -> tuple[bool, str, str] | None:
     """The place of a FineTuneJob among those that bring the same claim, the first the lowest; None when it is not
     going to work in it: it has finished, or has not begun and is suspended."""
@@ -216,8 +221,8 @@ def _writer_of_suspend(metadata: Mapping[str, Any]) -> str:
         for entry in metadata.get("managedFields") or ()
         if "f:suspend" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
     ]
-    newest = max(fields, key=lambda entry: str(entry.get("time", "")), default={})
-    return str(newest.get("manager", ""))
+    newest = max(fields, key=lambda entry: str(entry.get("time", "")), default=None)
+    return str(newest.get("manager", "")) if newest else ""
 
 
 def slim(item: Object) -> Object:

@@ -32,9 +32,7 @@ def ended(attempts: Attempts, stage: str) -> int:
 
 def is_open(attempts: Attempts, stage: str, number: int) -> bool:
     """Whether the attempt is recorded as begun but not as ended."""
-    return any(
-        item.stage == stage and item.number == number and not is_over(item) for item in attempts.history or ()
-    )
+    return any(item.stage == stage and item.number == number and not is_over(item) for item in attempts.history or ())
 
 
 def is_over(attempt: Attempt) -> bool:

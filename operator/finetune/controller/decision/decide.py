@@ -446,10 +446,10 @@ def document(status: FineTuneJobStatus) -> dict[str, Any]:
 
 def _in_the_way(observed: Observed) -> str:
     """What must be gone before anything may start, as a sentence: remains of a former job, foreign objects."""
-    for item in observed.running:
-        former = (item["metadata"].get("labels") or {}).get(JOB_UID_LABEL) != observed.uid
+    for running in observed.running:
+        former = (running["metadata"].get("labels") or {}).get(JOB_UID_LABEL) != observed.uid
         whose = "the former job of this name" if former else "an earlier attempt"
-        return f"waiting for pod {item['metadata']['name']} of {whose} to be gone"
+        return f"waiting for pod {running['metadata']['name']} of {whose} to be gone"
     for kind, items in (
         ("volume claim", observed.former(observed.claims)),
         ("Job", observed.former(observed.jobs)),

@@ -106,7 +106,8 @@ class Observed:
         return tuple(item for item in objects if owner_uid(item) not in (self.uid, None))
 
     def attempts(self, stage: str) -> dict[int, Object]:
-        """This job's child Jobs of a stage, by attempt number, lowest first; those that vanished after their end too."""
+        """This job's child Jobs of a stage, by attempt number, lowest first; those that vanished after their end, too,
+        unless there is another one."""
         found = {
             attempt_of(item): item
             for item in (*self.departed, *self.jobs)

@@ -54,7 +54,9 @@ def transitions(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator
         yield Transition(
             "Warning" if failed else "Normal", condition.reason if failed else condition.type, message, when
         )
-    ends = {(item.stage, item.number) for item in (before.attempts or budget.NONE).history or () if budget.is_over(item)}
+    ends = {
+        (item.stage, item.number) for item in (before.attempts or budget.NONE).history or () if budget.is_over(item)
+    }
     for item in (after.attempts or budget.NONE).history or ():
         if budget.is_over(item) and (item.stage, item.number) not in ends and item.outcome != AttemptOutcome.SUCCEEDED:
             message = f"{item.stage} attempt {item.number}: {item.reason}: {item.message}"

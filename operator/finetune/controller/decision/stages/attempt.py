@@ -2,7 +2,8 @@
 
 An attempt is over only when its Job has ended and all its pods are terminal or gone: until then another one could train
 beside it. The two are watched apart and either may lag, so neither is believed alone. The one shortcut: when all its
-pods succeeded the work is done, whatever the Job controller still has to write. Of several pods one that fails ends the attempt for all; what it failed of is why the attempt failed.
+pods succeeded the work is done, whatever the Job controller still has to write. Of several pods one that fails ends
+the attempt for all; what it failed of is why the attempt failed.
 """
 
 from __future__ import annotations
@@ -187,7 +188,9 @@ def _waits_for(
     return ""
 
 
-def _failed(observed: Observed, outcome: Outcome, child: Object | None, verdict: Verdict, pod: Object | None) -> Outcome:
+def _failed(
+    observed: Observed, outcome: Outcome, child: Object | None, verdict: Verdict, pod: Object | None
+) -> Outcome:
     """The outcome of an attempt that ended without success, by the pod that failed first."""
     seen = _signs(observed, outcome, child, verdict, pod)
     found = classed(seen)
@@ -197,9 +200,7 @@ def _failed(observed: Observed, outcome: Outcome, child: Object | None, verdict:
     return replace(outcome, over=True, attempt=attempt, failed_step=seen.step, error=found.error)
 
 
-def _signs(
-    observed: Observed, outcome: Outcome, child: Object | None, verdict: Verdict, pod: Object | None
-) -> Seen:
+def _signs(observed: Observed, outcome: Outcome, child: Object | None, verdict: Verdict, pod: Object | None) -> Seen:
     """What is to be seen on the pod, and in the Job's verdict where the pod says nothing."""
     broken = next((state for state in outcome.steps if state.state == State.FAILED), None)
     named = next((state.step for state in outcome.steps if CONTAINERS[state.step] == verdict.container), None)

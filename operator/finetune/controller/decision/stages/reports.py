@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
 from pydantic import ValidationError
 from pydantic_core import from_json
 
@@ -54,12 +53,12 @@ def _without_end(message: str) -> dict[str, Any]:
 
 
 def _without_beginning(message: str) -> dict[str, Any]:
-    """The fields of the report itself that follow the cut: the longest end that, with a brace before it, is an object."""
+    """The report's own fields that follow the cut: the longest end that, with a brace before it, is an object."""
     start = message.find(",")
     while start >= 0:
         try:
-            found = orjson.loads("{" + message[start + 1 :])
-        except orjson.JSONDecodeError:
+            found = from_json("{" + message[start + 1 :])
+        except ValueError:
             start = message.find(",", start + 1)
         else:
             return found if isinstance(found, dict) else {}

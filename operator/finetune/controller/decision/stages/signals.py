@@ -105,7 +105,7 @@ _OUT_OF_MEMORY = "OutOfMemory"
 _OWN_LIMIT = re.compile(
     r"exceeds the limit \"|exceeded its local ephemeral storage limit|exceeds the total limit of containers"
 )
-"""What the kubelet's eviction says when the pod used more disk than it may itself; all others are the node's pressure."""
+"""What the kubelet says when it evicts a pod for its own use of the disk; all other evictions are the node's need."""
 
 _REJECTED = ("UnexpectedAdmissionError", "NodeAffinity", "TopologyAffinityError", "NodeShutdown", "NodeNotReady")
 _STOPPED_BY_KUBELET = ("Terminated", "Preempting", "NodeShutdown", "Shutdown")
@@ -180,8 +180,10 @@ SIGNALS = (
         lambda seen: seen.container_reason in _UNSEEN,
         AttemptOutcome.NODE_LOST,
         lambda seen: seen.container_reason,
-        lambda seen: f"nobody saw container {_container(seen)} end (exit code {seen.exit_code}), as when its machine "
-        f"restarts{f': {seen.container_message}' if seen.container_message else ''}",
+        lambda seen: (
+            f"nobody saw container {_container(seen)} end (exit code {seen.exit_code}), as when its machine "
+            f"restarts{f': {seen.container_message}' if seen.container_message else ''}"
+        ),
     ),
     Signal(
         lambda seen: seen.exit_code == ExitCode.PREEMPTED or seen.verdict.rule == shared.PREEMPTED_RULE,

@@ -44,8 +44,8 @@ def lost(pod: Object) -> str:
     """
     node = node_of(pod)
     return (
-        f"NodeLost: pod {pod['metadata']['name']} was told to stop, but node {node} does not confirm it, so nothing new "
-        f"may start; when that machine is certainly off: kubectl taint nodes {node} "
+        f"NodeLost: pod {pod['metadata']['name']} was told to stop, but node {node} does not confirm it, so nothing "
+        f"new may start; when that machine is certainly off: kubectl taint nodes {node} "
         "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute (and remove the taint when it is back)"
     )
 
