@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
 
 from finetune.api import KIND
+from finetune.api.contract import OPERATOR_LABEL
 from finetune.controller.cluster.apply import Applier
 from finetune.controller.cluster.queue import WorkQueue
 from finetune.controller.cluster.reconciler import Reconciler
@@ -23,6 +25,16 @@ SETTINGS = PodSettings(steps_image="steps:1", train_image="train:1")
 
 class Crash(BaseException):
     """The process dies here."""
+
+
+class _Bugs(logging.Handler):
+    """A decision that raises is a bug; the reconciler survives it, and the simulation must not."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise AssertionError(record.getMessage()) from (record.exc_info or (None, None))[1]
+
+
+logging.getLogger("finetune.controller.cluster.reconciler").addHandler(_Bugs(logging.ERROR))
 
 
 class Writes:
@@ -63,18 +75,22 @@ class Writes:
 class Operator:
     """One process of the operator: born with a complete list, fed by one watch for each kind, which may lag."""
 
-    def __init__(self, server: Server, writes: Writes | None = None) -> None:
+    def __init__(
+        self, server: Server, writes: Writes | None = None, settings: PodSettings = SETTINGS, name: str | None = None
+    ) -> None:
+        """With a name it sees only what carries that name in its label, as several operators of one cluster do."""
         self.server = server
         self.writes = writes or Writes(server)
         self.store = Store()
+        self._name = name
         for item in server.objects.values():
-            self.store.feed(item)
+            self._take_in("ADDED", item)
         self._seen = dict.fromkeys(KINDS, len(server.changes))
         self._reconciler = Reconciler(
             self.store,
             WorkQueue(),
             Applier(self.writes, self.store),
-            lambda: SETTINGS,
+            lambda: settings,
             now=lambda: server.now,
         )
 
@@ -91,7 +107,8 @@ class Operator:
 
     def _take_in(self, change: str, item: dict[str, Any]) -> None:
         metadata = item["metadata"]
-        if change == "DELETED":
+        mine = self._name is None or self._name == metadata.get("labels", {}).get(OPERATOR_LABEL, "")
+        if change == "DELETED" or not mine:
             self.store.remove(item["kind"], metadata["namespace"], metadata["name"], metadata["uid"], last=item)
         else:
             self.store.feed(item)
@@ -133,6 +150,7 @@ def outcome(server: Server, name: str = "tune") -> dict[str, Any]:
 async def run(
     server: Server,
     writes: Writes | None = None,
+    settings: PodSettings = SETTINGS,
     *,
     lag: random.Random | None = None,
     script: Callable[[Server, int], None] = lambda server, second: None,
@@ -140,7 +158,7 @@ async def run(
     seconds: int = 2_000,
 ) -> None:
     """Let the operator and the cluster run until the jobs are finished; a crashed operator starts again."""
-    operator = Operator(server, writes)
+    operator = Operator(server, writes, settings)
     for second in range(seconds):
         script(server, second)
         server.tick()
@@ -150,7 +168,7 @@ async def run(
             if lag is None or lag.random() < 0.7:
                 await operator.visit()
         except Crash:
-            operator = Operator(server)
+            operator = Operator(server, settings=settings)
         check(server)
         if until(server):
             return

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from finetune.api import API_VERSION, KIND
-from finetune.api.contract import CONTAINERS, ExitCode, Step
+from finetune.api.contract import CONTAINERS, OPERATOR_LABEL, ExitCode, Step
 from finetune.controller.cluster.apply import PROGRESS_MANAGER
 from finetune.controller.cluster.client import ApiError
 from finetune.controller.cluster.resources import EVENTS, SERVICES, WATCHED
@@ -39,6 +39,9 @@ class Server:
 
         self.absent: set[str] = set()
         """Claims that users have still to make; all others that pods mount are there."""
+
+        self.silent: set[str] = set()
+        """Pods whose machines do not answer any more: what they do is not known, and nobody tells them anything."""
 
         self.now = NOW
         self.fate = fate
@@ -65,6 +68,9 @@ class Server:
         item = self._found(kind, name)
         if body["metadata"]["uid"] != item["metadata"]["uid"]:
             raise ApiError(409, "Conflict", "uid")
+        if kind == "Pod":
+            item["status"] |= body["status"]
+            return copy.deepcopy(self._changed(item))
         item["spec"] |= body["spec"]
         labels = item["metadata"]["labels"] | body["metadata"].get("labels", {})
         item["metadata"]["labels"] = {key: value for key, value in labels.items() if value is not None}
@@ -72,10 +78,8 @@ class Server:
 
     async def apply(self, path: str, body: Mapping[str, Any], manager: str) -> dict[str, Any]:
         kind, name, subresource = _place(path)
-        assert subresource == "status"
+        assert (kind, subresource) == (KIND, "status")
         item = self._found(kind, name)
-        if kind == "Pod":
-            return self._fail_pod(item, body)
         metadata = body["metadata"]  # a UID in it is ignored, as by the real server on a custom resource's status
         if metadata.get("resourceVersion", item["metadata"]["resourceVersion"]) != item["metadata"]["resourceVersion"]:
             raise ApiError(409, "Conflict", "the object has been modified")
@@ -85,12 +89,6 @@ class Server:
         assert all(mine(key) for key in written)
         item["status"] = {key: value for key, value in status.items() if not mine(key)} | written
         return copy.deepcopy(self._changed(item))
-
-    def _fail_pod(self, pod: dict[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
-        if body["metadata"]["uid"] != pod["metadata"]["uid"]:
-            raise ApiError(409, "Conflict", "uid")
-        pod["status"] |= body["status"]
-        return copy.deepcopy(self._changed(pod))
 
     async def delete(self, path: str, uid: str, grace_seconds: int | None = None) -> None:
         """A pod that is deleted by force stays until the Job controller has counted it: see `_kubelet`."""
@@ -109,6 +107,32 @@ class Server:
         item["spec"] |= spec
         item["metadata"]["generation"] += 1
         self._changed(item)
+
+    def relabel(self, name: str, operator: str) -> None:
+        item = self._found(KIND, name)
+        item["metadata"].setdefault("labels", {})[OPERATOR_LABEL] = operator
+        self._changed(item)
+
+    def hold(self, name: str, *, suspend: bool) -> None:
+        """Suspend a child Job, or resume it, as a queue does."""
+        job = self._found("Job", name)
+        job["spec"]["suspend"] = suspend
+        field = {"manager": "queue", "time": stamp(self.now), "fieldsV1": {"f:spec": {"f:suspend": {}}}}
+        job["metadata"]["managedFields"] = [field]
+        self._changed(job)
+
+    def lose_the_machine_of(self, name: str) -> None:
+        """The machine of a pod falls silent, and Kubernetes evicts the pod for that."""
+        self.silent.add(name)
+        pod = self._found("Pod", name)
+        condition = {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "DeletionByTaintManager",
+            "message": "silent",
+        }
+        pod["status"]["conditions"] = [condition | {"lastTransitionTime": stamp(self.now)}]
+        self._terminate(pod)
 
     def remove(self, name: str) -> None:
         self._delete(self._found(KIND, name))
@@ -209,6 +233,8 @@ class Server:
         if status["phase"] in ("Succeeded", "Failed"):
             if "deletionTimestamp" in metadata:
                 self._drop(pod)
+            return
+        if metadata["name"] in self.silent:
             return
         states = status.setdefault("states", {})
         running = next((step for step in steps if "running" in states.get(step, {})), None)

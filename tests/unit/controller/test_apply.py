@@ -73,7 +73,7 @@ async def test_a_server_that_takes_no_event_does_not_hold_up_the_end(monkeypatch
 class Recorder:
     """Writes down what it is asked, and says that every child exists."""
 
-    def __init__(self, existing: Job | None = None) -> None:
+    def __init__(self, existing: Job | Pod | None = None) -> None:
         self.existing, self.asked = existing and existing.build(), []
 
     async def create(self, path, body):
@@ -83,15 +83,11 @@ class Recorder:
         return self.existing
 
     async def merge(self, path, body):
-        self.asked.append(("merge", path.rsplit("/", 1)[-1], body))
-        return Job("train").build()
-
-    async def apply(self, path, body, manager):
-        self.asked.append(("apply", path.partition("/pods/")[2], body))
-        return Pod("train").build()
+        self.asked.append(("merge", path.partition("/team/")[2], body))
+        return self.existing or Job("train").build()
 
     async def delete(self, path, uid, grace_seconds=None):
-        self.asked.append(("delete", path.partition("/pods/")[2], grace_seconds))
+        self.asked.append(("delete", path.partition("/team/")[2], grace_seconds))
 
 
 @pytest.mark.parametrize(("wanted", "mark"), [(True, "true"), (False, None)])
@@ -108,15 +104,21 @@ async def test_a_suspension_carries_the_mark_that_it_is_ours(wanted, mark):
 
 async def test_a_pod_of_a_lost_machine_is_said_to_have_failed_before_it_is_removed():
     """So the Job controller counts it and takes its finalizer away, as it does after Kubernetes' own PodGC."""
-    api = Recorder()
+    api = Recorder(Pod("train").unreachable())
     await Applier(api, Store()).apply(JOB, Decision(force=(Child("Pod", "tune-train-1-x", "uid"),)))
     (first, where, body), second = api.asked
-    assert (first, where, body["status"]["phase"]) == ("apply", "tune-train-1-x/status", "Failed")
-    assert body["metadata"]["uid"] == "uid"
-    assert [(item["type"], item["reason"]) for item in body["status"]["conditions"]] == [
-        ("DisruptionTarget", "NodeLost")
-    ]
-    assert second == ("delete", "tune-train-1-x", 0)
+    assert (first, where, body["status"]["phase"]) == ("merge", "pods/tune-train-1-x/status", "Failed")
+    assert body["metadata"] == {"uid": "uid", "resourceVersion": api.existing["metadata"]["resourceVersion"]}
+    *kept, added = body["status"]["conditions"]
+    assert [item["type"] for item in kept] == ["ContainersReady", "Ready"]
+    assert (added["type"], added["reason"]) == ("DisruptionTarget", "NodeLost")
+    assert second == ("delete", "pods/tune-train-1-x", 0)
+
+
+async def test_a_pod_that_kubernetes_counts_as_disrupted_keeps_its_words():
+    api = Recorder(Pod("train").disrupted("DeletionByTaintManager"))
+    await Applier(api, Store()).apply(JOB, Decision(force=(Child("Pod", "tune-train-1-x", "uid"),)))
+    assert [item["reason"] for item in api.asked[0][2]["status"]["conditions"]] == ["DeletionByTaintManager"]
 
 
 async def test_a_child_that_was_there_already_is_looked_at_because_nothing_more_may_happen_to_it():

@@ -21,7 +21,7 @@ from finetune.controller.cluster.client import ApiError
 from finetune.controller.cluster.resources import BY_KIND, EVENTS, FINETUNEJOBS, PODS
 from finetune.controller.cluster.store import Store
 from finetune.controller.decision.decide import Child, Decision, document
-from finetune.controller.decision.observed import Object, Observed, owner_uid
+from finetune.controller.decision.observed import Object, Observed, condition_of, owner_uid
 from finetune.controller.decision.stages.signals import NODE_LOST
 from finetune.controller.decision.transitions import event, transitions
 
@@ -107,20 +107,16 @@ class Applier:
         The Job controller counts the pod as disrupted and lets it go; its finalizer is left to it."""
         self._check()
         path = PODS.path(observed.namespace, pod.name)
-        disrupted = {
-            "type": "DisruptionTarget",
-            "status": "True",
-            "reason": NODE_LOST,
-            "message": "the machine is lost, and spec.training.onNodeLost is ForceDelete",
-            "lastTransitionTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        }
-        body = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": pod.name, "namespace": observed.namespace, "uid": pod.uid},
-            "status": {"phase": "Failed", "conditions": [disrupted]},
-        }
-        self.store.feed(await self.api.apply(f"{path}/status", body, FIELD_MANAGER))
+        shown = await self.api.get(path)
+        conditions = (shown.get("status") or {}).get("conditions") or []
+        if not condition_of(shown, "DisruptionTarget"):
+            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            said = "the machine is lost, and spec.training.onNodeLost is ForceDelete"
+            disrupted = {"type": "DisruptionTarget", "status": "True", "reason": NODE_LOST, "message": said}
+            conditions = [*conditions, disrupted | {"lastTransitionTime": now}]
+        metadata = {"uid": pod.uid, "resourceVersion": shown["metadata"]["resourceVersion"]}
+        body = {"metadata": metadata, "status": {"phase": "Failed", "conditions": conditions}}
+        self.store.feed(await self.api.merge(f"{path}/status", body))
         self._check()
         await self.api.delete(path, pod.uid, grace_seconds=0)
 

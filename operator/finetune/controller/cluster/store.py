@@ -60,7 +60,9 @@ class Store:
     def __init__(self) -> None:
         self._objects: dict[tuple[str, str, str], _Seen] = {}
         self._children: defaultdict[Key, set[tuple[str, str, str]]] = defaultdict(set)
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._gone: OrderedDict[str, int | None] = OrderedDict()
+        """UIDs that left, with the version that each left at; None for what was deleted for certain."""
+
         self._warnings: OrderedDict[str, Warned] = OrderedDict()
         self._departed: OrderedDict[str, _Seen] = OrderedDict()
         self._claims: defaultdict[Key, dict[Key, tuple[bool, str, str] | None]] = defaultdict(dict)
@@ -75,8 +77,9 @@ class Store:
         key = (str(item["kind"]), str(metadata["namespace"]), str(metadata["name"]))
         known = self._objects.get(key)
         version = int(metadata["resourceVersion"])
-        if metadata["uid"] in self._gone or (known is not None and known.version >= version):
+        if self._left(str(metadata["uid"]), version) or (known is not None and known.version >= version):
             return None
+        self._gone.pop(str(metadata["uid"]), None)
         job = job_of(item)
         # orjson leaves its whole buffer (8 KiB) behind a short text: only a copy is as short as the text.
         text = bytes(memoryview(orjson.dumps(slim(item), default=dict)))
@@ -88,8 +91,11 @@ class Store:
         return job
 
     def remove(self, kind: str, namespace: str, name: str, uid: str, last: Object | None = None) -> Key | None:
-        """Take in that an object is gone, `last` as it was then; the job it concerned."""
-        self._gone[uid] = None
+        """Take in that an object left our view, `last` as it was then; the job it concerned.
+
+        A watch tells the loss of a label and a deletion alike, and who gets the label back comes back, newer. Without
+        its last state it is deleted: nothing that is still said of it counts."""
+        self._gone[uid] = int(last["metadata"]["resourceVersion"]) if last else None
         if len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)
         self._warnings.pop(uid, None)
@@ -140,6 +146,11 @@ class Store:
             claim_held_by=self._holder(key, item),
             warnings=tuple(self._warnings[uid] for uid in uids if uid in self._warnings),
         )
+
+    def _left(self, uid: str, version: int) -> bool:
+        """Whether an object left after that version of it."""
+        at = self._gone.get(uid, -1)
+        return at is None or at >= version
 
     def _keep_what_ended(self, known: _Seen, last: Object) -> None:
         """Remember how a child ended that vanished at once: one with a ttl may do so before its job is visited."""

@@ -460,8 +460,8 @@ def _in_the_way(observed: Observed) -> str:
         if "deletionTimestamp" in claim["metadata"]:
             return f"waiting for volume claim {claim['metadata']['name']}, which is being deleted, to be gone"
     if observed.claim_held_by:
-        claim = observed.spec.workspace.claim_name
-        return f"waits for the claim {claim}, in which the job {observed.claim_held_by} works"
+        brought = observed.spec.workspace.claim_name
+        return f"waits for the claim {brought}, in which the job {observed.claim_held_by} works"
     return observed.conflicts[0] if observed.conflicts else ""
 
 
