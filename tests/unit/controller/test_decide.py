@@ -489,6 +489,12 @@ class TestNodeLost:
         job = prepared().training(**FORCE)
         assert decided(job, Claim(), Job("train"), pod, settings=ALLOWED, after=300).force
 
+    def test_a_former_jobs_pod_on_a_lost_machine_is_told_with_the_remedy_too(self):
+        pod = Pod("train", owner="job-0").on("gone-node").running(Step.TRAIN).deleting(NOW)
+        decision = decided(started(), Claim(), pod, after=60)
+        assert decision.status.message.startswith("NodeLost: pod tune-train-1-x was told to stop, but node gone-node")
+        assert not (decision.create or decision.force)
+
 
 class TestOwnership:
     def test_a_copied_pod_that_succeeds_is_not_believed(self):

@@ -348,7 +348,7 @@ class _Flow:
             draft.say(f"{stage.STAGE} attempt {number} starts at {retry_after:%H:%M:%S} UTC{said}")
             self.times.append(retry_after)
             return
-        if obstacle := _in_the_way(self.observed):
+        if obstacle := _in_the_way(self.observed, self.now):
             draft.say(obstacle)
             self.times.append(self.now + timedelta(seconds=3 if self.observed.conflicts else 15))
             return
@@ -444,9 +444,12 @@ def document(status: FineTuneJobStatus) -> dict[str, Any]:
     return {key: value for key, value in status.wire().items() if key != "progress"}
 
 
-def _in_the_way(observed: Observed) -> str:
+def _in_the_way(observed: Observed, now: datetime) -> str:
     """What must be gone before anything may start, as a sentence: remains of a former job, foreign objects."""
     for running in observed.running:
+        told = running["metadata"].get("deletionTimestamp")
+        if told and now >= moment(told) + waits.LOST_AFTER:
+            return waits.lost(running)
         former = (running["metadata"].get("labels") or {}).get(JOB_UID_LABEL) != observed.uid
         whose = "the former job of this name" if former else "an earlier attempt"
         return f"waiting for pod {running['metadata']['name']} of {whose} to be gone"

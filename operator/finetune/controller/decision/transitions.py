@@ -65,7 +65,13 @@ def transitions(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator
         yield Transition("Warning", "Waiting", after.message, "")
 
 
-_TELLING = ("the pod cannot be created", "the workspace volume is not provisioned", "waits for the claim", "held by")
+_TELLING = (
+    "the pod cannot be created",
+    "the workspace volume is not provisioned",
+    "waits for the claim",
+    "held by",
+    "NodeLost",
+)
 
 
 def event(observed: Observed, transition: Transition, now: datetime, instance: str) -> dict[str, Any]:
