@@ -12,6 +12,14 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+{{- if .Values.nodeLost.forceDelete }}
+- apiGroups: [""]
+  resources: [pods/status] # a pod of a lost machine is said to have failed ...
+  verbs: [patch]
+- apiGroups: [""]
+  resources: [pods] # ... and then removed
+  verbs: [delete]
+{{- end }}
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get, list, watch, create, patch] # patch: workspace.retain

@@ -41,6 +41,8 @@ KEPT_ANNOTATION = "finetune.dev/kept-from"
 """On a workspace claim that outlives its job: NAMESPACE/NAME/UID of that job."""
 
 ATTEMPT_LABEL = "finetune.dev/attempt"
+SUSPENDED_LABEL = "finetune.dev/suspended"
+"""On a child Job that the operator suspended, written with the suspension: only such a one does it resume."""
 
 TOKEN_AUDIENCE = "finetune.dev"  # noqa: S105 - the audience that pods' projected tokens are bound to
 PROGRESS_URL = "KUBEFLOW_TRAINER_SERVER_URL"

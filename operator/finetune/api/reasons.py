@@ -59,6 +59,8 @@ class Reason(StrEnum):
     DELETION_BY_POD_GC = "DeletionByPodGC"
     TERMINATION_BY_KUBELET = "TerminationByKubelet"
     DISRUPTION_TARGET = "DisruptionTarget"
+    NODE_LOST = "NodeLost"
+    SUSPENDED_ELSEWHERE = "SuspendedElsewhere"
 
 
 class Explained(NamedTuple):
@@ -146,5 +148,9 @@ REASONS: Mapping[Reason, Explained] = {
     Reason.DELETION_BY_TAINT_MANAGER: Explained("Its node became unreachable or was tainted; it costs nothing."),
     Reason.DELETION_BY_POD_GC: Explained("Its node is gone; it costs nothing."),
     Reason.TERMINATION_BY_KUBELET: Explained("The kubelet had to end it; it costs nothing."),
+    Reason.NODE_LOST: Explained("Its node does not answer, and the pod was removed by force; it costs nothing."),
+    Reason.SUSPENDED_ELSEWHERE: Explained(
+        "Somebody else suspended its Job, a queue for example; it costs nothing.", "`status.message` says who holds it."
+    ),
     Reason.DISRUPTION_TARGET: Explained("It was disrupted, and nobody said how; it costs nothing."),
 }

@@ -266,6 +266,7 @@ class Attempt(Model):
     outcome: AttemptOutcome = Field(description="How it ended.")
     reason: str = Field("", description="Why, in one word.", max_length=128)
     message: str = Field("", description="Why, in the words of whoever knew.", max_length=1024)
+    job_uid: str | None = Field(None, description="The UID of its Job, by which its pods are known.", max_length=64)
     pod: str | None = Field(None, description="Its pod.", max_length=253)
     node: str | None = Field(None, description="Where it ran.", max_length=253)
     exit_code: int | None = Field(None, description="Exit code of the container that ended it.")
@@ -331,6 +332,12 @@ class FineTuneJobStatus(Model):
     )
     active_since: datetime | None = Field(None, description="Since when pods run; absent while none does.")
     spec_digest: str | None = Field(None, description="Digest of the spec as it was taken up.", max_length=80)
+    operator: str | None = Field(
+        None,
+        description="The operator that took the job up, by its value of the label finetune.dev/operator, empty for "
+        "the one without a name: another one leaves the job alone, whatever the label says later.",
+        max_length=63,
+    )
     conditions: list[Condition] | None = Field(
         None,
         description="Observations, one for each type.",

@@ -182,7 +182,7 @@ class TestMending:
         return job.with_status(decided(job, Claim(), Job("train").suspended()).status)
 
     def child(self, job: FineTuneJob) -> Job:
-        return Job("train").suspended().labelled(spec=spec_digest(observe(job).spec))
+        return Job("train").suspended().labelled(**{SPEC_LABEL: spec_digest(observe(job).spec)})
 
     def test_a_child_of_the_spec_as_it_stands_goes_on(self, suspended):
         child = self.child(suspended)

@@ -46,6 +46,11 @@ class Optimizer(StrEnum):
     ADAMW_8BIT = "AdamW8bit"
 
 
+class NodeLostPolicy(StrEnum):
+    WAIT = "Wait"
+    FORCE_DELETE = "ForceDelete"
+
+
 class LoRA(Model):
     """Low-rank adaptation."""
 
@@ -347,6 +352,15 @@ class Training(Model):
     )
     termination_grace_period_seconds: int = Field(
         300, description="Time for the last checkpoint when the pod is asked to go.", ge=1, le=86_400
+    )
+    on_node_lost: NodeLostPolicy = Field(
+        NodeLostPolicy.WAIT,
+        description="What becomes of a pod of this job that was told to stop and whose machine does not confirm it. "
+        "Wait: nothing new starts until somebody says that the machine is off (status.message has the command). "
+        "ForceDelete: five minutes after the pod should have stopped, when Kubernetes counts its machine as "
+        "unreachable, the operator declares the pod failed and removes it. With that you vouch that an unreachable "
+        "machine is off or fenced by then, as a cloud's node repair sees to: one that only lost its network would go "
+        "on writing to the same volume. Needs the chart's value nodeLost.forceDelete.",
     )
 
     @property

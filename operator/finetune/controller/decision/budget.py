@@ -14,8 +14,8 @@ from finetune.api.reasons import Reason
 from finetune.api.spec import Retry
 from finetune.api.status import MAX_ATTEMPTS, Attempt, AttemptOutcome, Attempts
 
-PREEMPTIONS = (AttemptOutcome.PREEMPTED, AttemptOutcome.NODE_LOST, AttemptOutcome.SUSPENDED)
-FREE = (*PREEMPTIONS, AttemptOutcome.STOPPED, AttemptOutcome.NEVER_STARTED)
+PREEMPTIONS = (AttemptOutcome.PREEMPTED, AttemptOutcome.NODE_LOST)
+FREE = (*PREEMPTIONS, AttemptOutcome.SUSPENDED, AttemptOutcome.STOPPED, AttemptOutcome.NEVER_STARTED)
 WITHDRAWN: Mapping[str, AttemptOutcome] = {
     Reason.SPEC_CHANGED: AttemptOutcome.STOPPED,
     Reason.START_DEADLINE_EXCEEDED: AttemptOutcome.NEVER_STARTED,
@@ -36,21 +36,30 @@ def back_off(failures: int) -> timedelta:
 
 def ended(attempts: Attempts, stage: str) -> int:
     """The highest number of an attempt of the stage whose end is recorded; 0 before the first."""
-    numbers = [item.number for item in attempts.history or () if item.stage == stage and item.outcome not in OPEN]
+    numbers = [item.number for item in attempts.history or () if item.stage == stage and is_over(item)]
     return max(numbers, default=0)
 
 
 def is_open(attempts: Attempts, stage: str, number: int) -> bool:
     """Whether the attempt is recorded as begun but not as ended."""
-    return any(
-        item.stage == stage and item.number == number and item.outcome in OPEN for item in attempts.history or ()
-    )
+    return any(item.stage == stage and item.number == number and not is_over(item) for item in attempts.history or ())
+
+
+def is_over(attempt: Attempt) -> bool:
+    """Whether an attempt as recorded has ended; a suspended one may have, or may go on with its Job."""
+    return attempt.outcome not in OPEN or attempt.end_time is not None
+
+
+def suspended(attempts: Attempts) -> set[str | None]:
+    """The UIDs of the Jobs that stand still because the spec said so."""
+    items = attempts.history or ()
+    return {item.job_uid for item in items if item.outcome == AttemptOutcome.SUSPENDED and item.job_uid}
 
 
 def withdrawn(attempts: Attempts, stage: str, number: int) -> Attempt | None:
     """The attempt, if the operator has decided to end it and it has not ended yet: its reason then says why."""
     for item in attempts.history or ():
-        if (item.stage, item.number) == (stage, number) and item.outcome in OPEN and item.reason:
+        if (item.stage, item.number) == (stage, number) and not is_over(item) and item.reason in WITHDRAWN:
             return item
     return None
 
@@ -58,7 +67,7 @@ def withdrawn(attempts: Attempts, stage: str, number: int) -> Attempt | None:
 def stopped(attempts: Attempts, reason: str, message: str, now: datetime) -> Attempts:
     """The attempts after all that were open have been ended by the operator."""
     update = {"outcome": AttemptOutcome.STOPPED, "reason": reason, "message": message[:1024], "end_time": now}
-    history = [item.model_copy(update=update) if item.outcome in OPEN else item for item in attempts.history or ()]
+    history = [item if is_over(item) else item.model_copy(update=update) for item in attempts.history or ()]
     return attempts.model_copy(update={"history": history or None, "retry_after": None})
 
 

@@ -10,7 +10,7 @@ missed event or a second visit changes nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,16 +19,28 @@ from pydantic import ValidationError
 
 from finetune.api import KIND
 from finetune.api.conditions import ConditionStatus, ConditionType, find, shortened
-from finetune.api.contract import CONDITIONS, SPEC_LABEL, Step
+from finetune.api.contract import CONDITIONS, JOB_UID_LABEL, OPERATOR_LABEL, SPEC_LABEL, Step
 from finetune.api.implemented import not_implemented
 from finetune.api.reasons import Reason
-from finetune.api.status import AttemptOutcome, FineTuneJobStatus, Phase, Progress
+from finetune.api.spec import NodeLostPolicy
+from finetune.api.status import Attempt, AttemptOutcome, FineTuneJobStatus, Phase, Progress
 from finetune.controller.decision import budget, deadlines
 from finetune.controller.decision.draft import PHASES, Draft
-from finetune.controller.decision.observed import Object, Observed, condition_of, moment, terminal
+from finetune.controller.decision.observed import (
+    Object,
+    Observed,
+    condition_of,
+    finished,
+    moment,
+    suspended_here,
+    terminal,
+)
 from finetune.controller.decision.stages import foreign, pod, prepare, save, train, waits, workspace
 from finetune.controller.decision.stages.attempt import Outcome, State
 from finetune.controller.decision.stages.stage import Stage
+
+_LATE = timedelta(seconds=15)
+"""So much later than its Job's end a pod's may be seen, before it counts as gone."""
 
 STAGES: tuple[Stage, ...] = (prepare, train, save)
 
@@ -55,8 +67,11 @@ class Decision:
     suspend: tuple[tuple[Child, bool], ...] = ()
     create: tuple[dict[str, Any], ...] = ()
     delete: tuple[Child, ...] = ()
+    force: tuple[Child, ...] = ()
+    """Pods of machines that are certainly off: to be said to have failed, and removed without waiting for anybody."""
+
     again_at: datetime | None = None
-    """When to look again although nothing happens."""
+    """When to look again although nothing happens; never in the past, which would be a visit after the other."""
 
 
 def decide(observed: Observed, now: datetime, settings: pod.PodSettings) -> Decision:
@@ -66,9 +81,12 @@ def decide(observed: Observed, now: datetime, settings: pod.PodSettings) -> Deci
     flow = _Flow(observed, now.replace(microsecond=0), settings)
     flow.heed_retry()
     if flow.draft.status.completion_time is not None:
-        return flow.after_the_end()
-    flow.go_on()
-    return flow.decision()
+        decision = flow.after_the_end()
+    else:
+        flow.go_on()
+        decision = flow.decision()
+    assert decision.again_at is None or decision.again_at > now, f"{decision.again_at} is past at {now}"
+    return decision
 
 
 @dataclass
@@ -82,7 +100,9 @@ class _Flow:
     suspend: list[tuple[Child, bool]] = field(default_factory=list)
     create: list[dict[str, Any]] = field(default_factory=list)
     delete: list[Child] = field(default_factory=list)
+    force: list[Child] = field(default_factory=list)
     times: list[datetime] = field(default_factory=list)
+    """When something changes by itself; what is past already has changed."""
 
     def __post_init__(self) -> None:
         self.draft = Draft(self.observed.status, self.observed.generation, self.now)
@@ -90,8 +110,9 @@ class _Flow:
     def go_on(self) -> None:
         """From wherever the job stands to the next thing to wait for."""
         if self.draft.holds(ConditionType.FAILURE_TARGET):
-            self._stop()
-        elif self._taken_up() and not self._past_deadline():
+            if self._held_here():
+                self._stop()
+        elif self._taken_up() and self._held_here() and not self._past_deadline():
             self._go_through_stages()
             if (deadline := deadlines.active(self.observed.spec, self.draft.status)) is not None:
                 self.times.append(deadline)
@@ -163,11 +184,32 @@ class _Flow:
             draft.set(ConditionType.SUSPENDED, ConditionStatus.TRUE, Reason.SUSPENDED, "not started yet")
             return False
         digest = hashlib.sha256(spec.model_dump_json(by_alias=True, exclude_none=True).encode()).hexdigest()
-        draft.update(phase=Phase.PENDING, start_time=self.now, spec_digest=f"sha256:{digest}")
+        draft.update(
+            phase=Phase.PENDING,
+            start_time=self.now,
+            spec_digest=f"sha256:{digest}",
+            operator=self.observed.operator,
+        )
         draft.set(ConditionType.SUSPENDED, ConditionStatus.FALSE, Reason.NOT_SUSPENDED)
         if not spec.tokens:
             draft.set(ConditionType.TOKENS_ADDED, ConditionStatus.TRUE, Reason.NOT_NEEDED, "the spec names no tokens")
         return True
+
+    def _held_here(self) -> bool:
+        """Whether it is this operator that took the job up. The children of another one's are not even seen here."""
+        draft, label = self.draft, self.observed.operator
+        if draft.status.operator is None:
+            draft.update(operator=label)
+        holder = draft.status.operator or ""
+        if holder == label:
+            return True
+        whose = f"the operator {holder}" if holder else "the operator without a name"
+        back = f"{OPERATOR_LABEL}={holder} --overwrite" if holder else f"{OPERATOR_LABEL}-"
+        draft.say(
+            f"held by {whose}, which took the job up and alone goes on with it; put its label back: "
+            f"kubectl label finetunejob {self.observed.name} {back}"
+        )
+        return False
 
     def _past_deadline(self) -> bool:
         deadline = deadlines.active(self.observed.spec, self.draft.status)
@@ -187,8 +229,10 @@ class _Flow:
         self._stop_children()
         target = find(self.draft.status.conditions or (), ConditionType.FAILURE_TARGET)
         assert target is not None
-        live = [item for item in self.observed.owned(self.observed.pods) if not terminal(item)]
-        if live or self.delete or any(map(_going, self.observed.owned(self.observed.jobs))):
+        live = [
+            item for item in self.observed.running if item["metadata"]["labels"].get(JOB_UID_LABEL) == self.observed.uid
+        ]
+        if live or self.delete or any(map(_going, self._children())):
             self.draft.say(f"stopping, because {target.message}")
             self._progress_pauses()
             self._await_end(live)
@@ -198,9 +242,8 @@ class _Flow:
     def _await_end(self, pods: Iterable[Object]) -> None:
         """Say what pods that were told to stop do, and look again when one should have stopped."""
         for item in pods:
-            if not terminal(item) and (deadline := item["metadata"].get("deletionTimestamp")):
-                self.draft.say(waits.lost(item, self.now) or "the pod was told to stop: it writes its checkpoint")
-                self.times.append(moment(deadline) + timedelta(seconds=waits.LOST_AFTER_SECONDS))
+            if not terminal(item) and "deletionTimestamp" in item["metadata"]:
+                self._stops(item)
 
     def _done(self, stage: Stage) -> bool:
         """Bring one stage forward; True when nothing of it is left to do."""
@@ -224,13 +267,14 @@ class _Flow:
     def _over(self, stage: Stage, number: int, child: Object | None, outcome: Outcome) -> bool:
         """Take in how an attempt goes; False while it may still run, or when its end is the job's end."""
         draft = self.draft
+        over = outcome.over and not self._pods_may_come(outcome)
         for state in outcome.steps:
-            draft.take_in(state, settled=outcome.over or state.step != stage.STEPS[-1])
+            draft.take_in(state, settled=over or state.step != stage.STEPS[-1])
         if stage is train:
             draft.update(attempts=draft.attempts.model_copy(update={"count": max(draft.attempts.count, number)}))
-        if not outcome.over:
+        if not over:
             if withdrawn := budget.withdrawn(draft.attempts, stage.STAGE, number):
-                self._withdraw(child, outcome, withdrawn.reason, withdrawn.message)
+                self._is_withdrawn(child, withdrawn)
             else:
                 self._still_runs(stage, child, outcome)
             return False
@@ -264,6 +308,14 @@ class _Flow:
             self._fail(attempt.reason or Reason.FAILED, f"{message} ({tries})")
         return not draft.holds(ConditionType.FAILURE_TARGET)
 
+    def _pods_may_come(self, outcome: Outcome) -> bool:
+        """Whether the pods that explain the end of an attempt may only be late: Jobs and pods are watched apart."""
+        if outcome.unseen_since is None:
+            return False
+        until = outcome.unseen_since + _LATE
+        self.times.append(until)
+        return self.now < until
+
     def _still_runs(self, stage: Stage, child: Object | None, outcome: Outcome) -> None:
         """The attempt goes on: show where it is and what it waits for; suspend or resume it."""
         draft = self.draft
@@ -290,37 +342,75 @@ class _Flow:
         suspended = self._suspended(stage, child, outcome)
         if outcome.started:
             kind = AttemptOutcome.SUSPENDED if suspended else AttemptOutcome.RUNNING
-            attempt = outcome.attempt.model_copy(update={"outcome": kind})
+            open_ = {"outcome": kind, "reason": "", "message": "", "exit_code": None, "end_time": None}
+            attempt = outcome.attempt.model_copy(update=open_)
             draft.update(attempts=budget.recorded(draft.attempts, attempt))
         draft.update(attempts=draft.attempts.model_copy(update={"retry_after": None}))
 
     def _withdraw(self, child: Object | None, outcome: Outcome, reason: str, message: str) -> None:
-        """End an attempt, and go on when its pods are gone. The reason stays with the open attempt, so that it is
-        known when the Job is not there any more."""
-        draft = self.draft
+        """End an attempt, and go on when its pods are gone. The reason goes into the open attempt, so that it is known
+        when the Job is not there any more."""
         attempt = outcome.attempt.model_copy(update={"reason": reason, "message": shortened(message, 1024)})
-        draft.update(attempts=budget.recorded(draft.attempts, attempt))
-        draft.say(message)
-        if child is not None and "deletionTimestamp" not in child["metadata"]:
-            self.delete.append(Child("Job", child["metadata"]["name"], child["metadata"]["uid"]))
+        self.draft.update(attempts=budget.recorded(self.draft.attempts, attempt))
+        self._is_withdrawn(child, attempt)
+
+    def _is_withdrawn(self, child: Object | None, attempt: Attempt) -> None:
+        """Have a withdrawn attempt end."""
+        self.draft.say(attempt.message)
+        if child is not None and "deletionTimestamp" not in child["metadata"] and not finished(child):
+            self.delete.append(_named(child))
         self._progress_pauses()
-        self._await_end(self.observed.pods_of(outcome.attempt.stage, outcome.attempt.number))
+        self._await_end(self.observed.pods_of(attempt.stage, attempt.number))
+
+    def _stops(self, item: Object) -> None:
+        """A pod was told to stop: say so, and what to do when its machine never confirms it."""
+        lost_at = moment(item["metadata"]["deletionTimestamp"]) + waits.LOST_AFTER
+        self.times.append(lost_at)
+        if self.now < lost_at:
+            self.draft.say("the pod was told to stop: it writes its checkpoint")
+            return
+        said = waits.lost(item)
+        if self.observed.spec.training.on_node_lost == NodeLostPolicy.FORCE_DELETE:
+            force_at = moment(item["metadata"]["deletionTimestamp"]) + waits.FORCED_AFTER
+            if not self.settings.force_delete:
+                said += f". {waits.NOT_ALLOWED}"
+            elif not waits.unreachable(item):
+                said += ". Kubernetes does not count the machine as unreachable, so the pod is not removed by force"
+            elif self.now < force_at:
+                said += f". It is removed by force at {force_at:%H:%M:%S} UTC"
+                self.times.append(force_at)
+            else:
+                said = f"pod {item['metadata']['name']} of the lost node {waits.node_of(item)} is removed by force"
+                self.force.append(_named(item))
+        self.draft.say(said)
 
     def _suspended(self, stage: Stage, child: Object | None, outcome: Outcome) -> bool:
-        """Make the child Job's suspension what the spec says; whether the job now stands still."""
+        """Make the child Job's suspension what the spec says; whether it now stands still by our doing.
+
+        Only what was suspended here is resumed here, and nothing is done twice against somebody else's will: a Job
+        that a queue holds stays held, and one that a queue resumes although the spec says suspend is deleted.
+        """
         draft, wanted = self.draft, self.observed.spec.suspend
-        if child is not None and "deletionTimestamp" not in child["metadata"]:
-            is_suspended = bool(child["spec"].get("suspend"))
-            if is_suspended != wanted:
-                self.suspend.append((Child("Job", child["metadata"]["name"], child["metadata"]["uid"]), wanted))
+        held = False
+        if child is not None and "deletionTimestamp" not in child["metadata"] and not finished(child):
+            stands = bool(child["spec"].get("suspend"))
+            here = suspended_here(child) or outcome.attempt.job_uid in budget.suspended(draft.attempts)
+            if wanted and not stands and here:
+                self.delete.append(_named(child))
+            elif stands != wanted and (wanted or here):
+                self.suspend.append((_named(child), wanted))
+            held = stands and not here
         if not wanted:
             self._resumed()
+            if held:
+                draft.say(waits.held(child or {}))
+                self._progress_pauses()
             return False
         if outcome.live:
             draft.say("suspending: the pod writes its checkpoint and stops")
             return False
         self._stands_still(stage)
-        return True
+        return not held
 
     def _mended(self, child: Object, outcome: Outcome) -> bool:
         """Whether a suspended child that is to go on was made from a spec that has changed since."""
@@ -354,7 +444,7 @@ class _Flow:
             draft.say(f"{stage.STAGE} attempt {number} starts at {retry_after:%H:%M:%S} UTC{said}")
             self.times.append(retry_after)
             return
-        if obstacle := _in_the_way(self.observed):
+        if obstacle := _in_the_way(self.observed, self.now):
             draft.say(obstacle)
             self.times.append(self.now + timedelta(seconds=3 if self.observed.conflicts else 15))
             return
@@ -407,9 +497,9 @@ class _Flow:
             None,
         )
         update: dict[str, Any] = {"end_time": attempt.end_time or self.now}
-        if before is not None and before.reason and not outcome.succeeded:
+        if budget.withdrawn(self.draft.attempts, attempt.stage, attempt.number) and before and not outcome.succeeded:
             update |= {"outcome": budget.WITHDRAWN[before.reason], "reason": before.reason, "message": before.message}
-        for name in ("pod", "node", "start_time", "resumed_from_step", "checkpoint_step"):
+        for name in ("job_uid", "pod", "node", "start_time", "resumed_from_step", "checkpoint_step"):
             if getattr(attempt, name) is None and before is not None:
                 update[name] = getattr(before, name)
         live = self.observed.status.progress
@@ -439,9 +529,13 @@ class _Flow:
         self.progress = _kept(shown, Step.SAVE).model_copy(update={"percent": 100, "summary": "100%"})
 
     def _stop_children(self) -> None:
-        for child in self.observed.owned(self.observed.jobs):
+        for child in self._children():
             if _going(child) and "deletionTimestamp" not in child["metadata"]:
-                self.delete.append(Child("Job", child["metadata"]["name"], child["metadata"]["uid"]))
+                self.delete.append(_named(child))
+
+    def _children(self) -> Iterator[Object]:
+        for stage in STAGES:
+            yield from self.observed.attempts(stage.STAGE).values()
 
     def decision(self) -> Decision:
         status = self.draft.finished()
@@ -454,8 +548,13 @@ class _Flow:
             suspend=tuple(self.suspend),
             create=tuple(self.create),
             delete=tuple(self.delete),
+            force=tuple(self.force),
             again_at=min((time for time in self.times if time > self.now), default=None),
         )
+
+
+def _named(child: Object) -> Child:
+    return Child(child["kind"], child["metadata"]["name"], child["metadata"]["uid"])
 
 
 def document(status: FineTuneJobStatus) -> dict[str, Any]:
@@ -474,16 +573,23 @@ def _going(child: Object) -> bool:
     return not any(condition_of(child, kind) for kind in ("Complete", "Failed", "FailureTarget"))
 
 
-def _in_the_way(observed: Observed) -> str:
+def _in_the_way(observed: Observed, now: datetime) -> str:
     """What must be gone before anything may start, as a sentence: remains of a former job, foreign objects."""
-    for kind, items in (
-        ("pod", tuple(item for item in observed.former(observed.pods) if not terminal(item))),
-        ("Job", observed.former(observed.jobs)),
-    ):
+    for running in observed.running:
+        told = running["metadata"].get("deletionTimestamp")
+        if told and now >= moment(told) + waits.LOST_AFTER:
+            return waits.lost(running)
+        former = (running["metadata"].get("labels") or {}).get(JOB_UID_LABEL) != observed.uid
+        whose = "the former job of this name" if former else "an earlier attempt"
+        return f"waiting for pod {running['metadata']['name']} of {whose} to be gone"
+    for kind, items in (("Job", observed.former(observed.jobs)),):
         if items:
             return f"waiting for {kind} {items[0]['metadata']['name']} of the former job of this name to be gone"
     if claim := workspace.in_the_way(observed):
         return claim
+    if observed.claim_held_by:
+        brought = observed.spec.workspace.claim_name
+        return f"waits for the claim {brought}, in which the job {observed.claim_held_by} works"
     return observed.conflicts[0] if observed.conflicts else ""
 
 

@@ -130,7 +130,8 @@ class Draft:
         if self.holds(kind):
             return
         if state.state == State.DONE and settled:
-            self.set(kind, ConditionStatus.TRUE, Reason.SUCCEEDED, sentence(state.step, self.status))
+            said = "; ".join(filter(None, (sentence(state.step, self.status), state.note)))
+            self.set(kind, ConditionStatus.TRUE, Reason.SUCCEEDED, said)
         elif state.state == State.RUNNING:
             self.set(kind, ConditionStatus.FALSE, Reason.RUNNING)
 

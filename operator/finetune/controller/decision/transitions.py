@@ -69,21 +69,23 @@ def _attempts(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[T
     for item in (after.attempts or budget.NONE).history or ():
         former = known.get((item.stage, item.number))
         name, identity = f"{item.stage} attempt {item.number}", f"{item.stage}-{item.number}"
-        if former is None and not _ended(item):
+        if former is None and not budget.is_over(item):
             where = f" on node {item.node}" if item.node else ""
             yield Transition("Normal", "AttemptStarted", f"{name} started{where}", identity)
-        if _ended(item) and (former is None or not _ended(former)):
+        if budget.is_over(item) and (former is None or not budget.is_over(former)):
             if item.outcome == AttemptOutcome.SUCCEEDED:
                 yield Transition("Normal", "AttemptSucceeded", f"{name} succeeded", identity)
             else:
                 yield Transition("Warning", item.outcome, f"{name}: {item.reason}: {item.message}", identity)
 
 
-_TELLING = ("the pod cannot be created", "the workspace volume is not provisioned", "waits for the claim")
-
-
-def _ended(item: Any) -> bool:
-    return item.outcome not in budget.OPEN
+_TELLING = (
+    "the pod cannot be created",
+    "the workspace volume is not provisioned",
+    "waits for the claim",
+    "held by",
+    "NodeLost",
+)
 
 
 def event(observed: Observed, transition: Transition, now: datetime, instance: str) -> dict[str, Any]:

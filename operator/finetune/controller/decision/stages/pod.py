@@ -36,7 +36,7 @@ from finetune.api.contract import (
 )
 from finetune.api.crd import MENDABLE
 from finetune.api.spec import FineTuneJobSpec, Resources
-from finetune.controller.decision.observed import Observed
+from finetune.controller.decision.observed import Observed, child_name
 
 USER = 65532
 MAX_JOB_BYTES = 200 * 1024
@@ -68,14 +68,12 @@ class PodSettings:
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
     hf_endpoint: str = ""
+    force_delete: bool = False
+    """Whether pods of lost machines may be removed by force; the rights for it come with the chart's value."""
+
     progress_url: str = ""
     progress_ca: str = ""
     """The certificates that pods trust the progress service by, PEM."""
-
-
-def child_name(job: str, stage: str, attempt: int) -> str:
-    """Deterministic, so that a repeated creation meets itself as a 409."""
-    return f"{job}-{stage}-{attempt}"
 
 
 def labels(observed: Observed, stage: str, attempt: int = 0) -> dict[str, str]:
