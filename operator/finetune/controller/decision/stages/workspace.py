@@ -47,7 +47,8 @@ def manifest(observed: Observed) -> dict[str, Any] | None:
 
 def claim_of(observed: Observed) -> Object | None:
     """The claim that was made for this very job, whether it goes with it or outlives it."""
-    return next((claim for claim in observed.claims if made_for(claim) == observed.uid), None)
+    mine = (claim for claim in observed.claims if claim["metadata"]["name"] == _name(observed))
+    return next((claim for claim in mine if made_for(claim) == observed.uid), None)
 
 
 def exists(observed: Observed) -> bool:
