@@ -125,6 +125,8 @@ def test_after_the_start_the_spec_is_frozen(server, job, field, spec):
         {"retry": {"limit": 9, "at": "now"}},
         {"activeDeadlineSeconds": 60},
         {"ttlSecondsAfterFailed": 60},
+        {"startDeadlineSeconds": 60},
+        {"training": {"progressDeadlineSeconds": 60}},
         {"workspace": {"retain": "Always"}},
     ],
     ids=lambda spec: next(iter(spec)),

@@ -157,6 +157,20 @@ class TestRetry:
         assert created(decision) == ["Job/tune-train-2"]
         assert decision.status.attempts.failures == 0
 
+    def test_asked_for_while_pods_of_a_failing_job_stop_it_follows_when_they_have(self):
+        job, pod = prepared(activeDeadlineSeconds=60), Pod("train").on("n").running(Step.TRAIN)
+        job.with_status(decided(job, Claim(), Job("train"), pod).status)
+        job.with_status(decided(job, Claim(), Job("train"), pod, after=60).status)
+        job.with_spec(retry={"at": "now"})
+        pod.deleting(NOW + timedelta(seconds=90))
+        assert not created(decided(job, Claim().kept(), pod, after=61))
+        decision = decided(job, Claim().kept(), after=70)
+        assert created(decision) == ["Job/tune-train-2"]
+        assert decision.status.attempts.retried_at == "now"
+        assert decision.status.completion_time is None
+        ((_, change),) = decision.keep
+        assert change["ownerReferences"]
+
     def test_a_complete_job_does_not_begin_again(self):
         job = trained()
         job.with_status(decided(job, Claim(), Job("save"), Pod("save").succeeded()).status)

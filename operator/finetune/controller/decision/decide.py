@@ -127,11 +127,20 @@ class _Flow:
     def heed_retry(self) -> None:
         """Take up what spec.retry.at asks for: a budget that begins anew, and a failed job goes on."""
         at = (self.observed.job["spec"].get("retry") or {}).get("at")
-        if at is None or at == self.draft.attempts.retried_at or self.draft.holds(ConditionType.COMPLETE):
+        if (
+            self._stops_first()
+            or at is None
+            or at == self.draft.attempts.retried_at
+            or self.draft.holds(ConditionType.COMPLETE)
+        ):
             return
         self.draft.update(attempts=budget.renewed(self.draft.attempts, at), active_seconds=None)
         if self.draft.holds(ConditionType.FAILED):
             self.draft.retry()
+
+    def _stops_first(self) -> bool:
+        """Whether the job is to fail, and has not yet: a retry is for afterwards."""
+        return self.draft.holds(ConditionType.FAILURE_TARGET) and not self.draft.holds(ConditionType.FAILED)
 
     def after_the_end(self) -> Decision:
         """A finished job: stop what still runs of a failed one; delete the job when its time has come."""
@@ -238,6 +247,9 @@ class _Flow:
             self._await_end(live)
         else:
             self.draft.fail(target.reason, target.message)
+            self.heed_retry()
+            if not self.draft.holds(ConditionType.FAILED):
+                self.go_on()
 
     def _await_end(self, pods: Iterable[Object]) -> None:
         """Say what pods that were told to stop do, and look again when one should have stopped."""
