@@ -51,6 +51,10 @@ generate: cluster-up ## write manifests/crd.yaml, the chart's CRD and manifests/
 rooms: $(READY) ## draw docs/rooms.svg: how a job flows through the rooms of the code
 	$(BIN)/python docs/rooms.py
 
+.PHONY: conditions
+conditions: $(READY) ## write docs/conditions.md: every condition and reason, with its remedy
+	$(BIN)/python docs/conditions.py
+
 .PHONY: format
 format: $(READY) ## format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

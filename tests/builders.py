@@ -9,7 +9,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune.api import API_VERSION, KIND
-from finetune.api.contract import ATTEMPT_LABEL, CONTAINERS, JOB_LABEL, JOB_UID_LABEL, STAGE_LABEL, Step
+from finetune.api.contract import (
+    ATTEMPT_LABEL,
+    CONTAINERS,
+    JOB_LABEL,
+    JOB_UID_LABEL,
+    OPERATOR_LABEL,
+    STAGE_LABEL,
+    SUSPENDED_LABEL,
+    Step,
+)
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -52,6 +61,20 @@ class _Built:
         self._item["metadata"]["deletionTimestamp"] = stamp(when)
         return self
 
+    def labelled(self, **labels: str) -> Any:
+        """With further labels; `operator` and `queue` are short for those of that meaning."""
+        names = {"operator": OPERATOR_LABEL, "queue": "kueue.x-k8s.io/queue-name"}
+        known = self._item["metadata"].setdefault("labels", {})
+        known |= {names.get(key, key): value for key, value in labels.items()}
+        return self
+
+    def copied(self, name: str, *, owners: bool = False) -> Any:
+        """A copy that somebody made: another name and UID, the same labels, and perhaps the ownerReferences."""
+        self._item["metadata"] |= {"name": name, "uid": f"uid-of-{name}"}
+        if not owners:
+            self._item["metadata"].pop("ownerReferences")
+        return self
+
 
 class FineTuneJob(_Built):
     def __init__(self, name: str = "tune", uid: str = "job-1", namespace: str = "team") -> None:
@@ -75,6 +98,11 @@ class FineTuneJob(_Built):
 
     def training(self, **fields: Any) -> FineTuneJob:
         self._item["spec"]["training"] |= fields
+        return self
+
+    def edited(self) -> FineTuneJob:
+        """The spec was changed once more: the server counts."""
+        self._item["metadata"]["generation"] += 1
         return self
 
     def with_status(self, status: Any) -> FineTuneJob:
@@ -112,8 +140,36 @@ class Job(_Built):
             said = f"Pod {pod} has condition DisruptionTarget matching FailJob rule at index {index}"
         return self.failed("PodFailurePolicy", said)
 
-    def suspended(self) -> Job:
+    def started(self, at: datetime = NOW) -> Job:
+        """The Job controller took it up, or took it up again after a suspension."""
+        self._item["status"]["startTime"] = stamp(at)
+        return self
+
+    def suspended(self, by: str = "") -> Job:
+        """Suspended by the operator, or by somebody else."""
         self._item["spec"]["suspend"] = True
+        if by:
+            field = {"manager": by, "time": stamp(NOW), "fieldsV1": {"f:spec": {"f:suspend": {}}}}
+            self._item["metadata"]["managedFields"] = [field]
+            self._item["suspendedBy"] = by  # as the store shows it
+        else:
+            self._item["metadata"]["labels"][SUSPENDED_LABEL] = "true"
+        return self
+
+    def resumed_elsewhere(self) -> Job:
+        """Suspended by the operator, and resumed by somebody else."""
+        self._item["metadata"]["labels"][SUSPENDED_LABEL] = "true"
+        return self
+
+    def failing(self, terminating: int | None = None, active: int = 0) -> Job:
+        """Failed as far as the Job controller is concerned, while pods may still run."""
+        counts = {"terminating": terminating} if terminating is not None else {}
+        self._item["status"] |= counts | ({"active": active} if active else {})
+        return self._condition("FailureTarget", "BackoffLimitExceeded", "Job has reached the limit")
+
+    def ended_at(self, when: datetime) -> Job:
+        for condition in self._item["status"]["conditions"]:
+            condition["lastTransitionTime"] = stamp(when)
         return self
 
     def _condition(self, kind: str, reason: str, message: str) -> Job:
@@ -169,13 +225,13 @@ class Pod(_Built):
     def waiting(self, step: Step, reason: str, message: str = "") -> Pod:
         return self._state(step, {"waiting": {"reason": reason, "message": message}})
 
-    def running(self, step: Step) -> Pod:
+    def running(self, step: Step, since: datetime | None = None) -> Pod:
         """That step runs, those before it are done."""
         self._item["status"]["phase"] = "Running" if step == self._steps[-1] else "Pending"
         for earlier in self._steps[: self._steps.index(step)]:
             if earlier not in self._states:
                 self.done(earlier)
-        return self._state(step, {"running": {}})
+        return self._state(step, {"running": {"startedAt": stamp(since)} if since else {}})
 
     def done(self, step: Step, **result: Any) -> Pod:
         return self.ended(step, 0, {"step": step.value, "result": result})
@@ -214,6 +270,17 @@ class Pod(_Built):
         self._item["status"] |= {"phase": "Failed", "reason": "Evicted", "message": message}
         return self
 
+    def refused_by_the_kubelet(self, reason: str, message: str) -> Pod:
+        """As the kubelet shows a pod that it does not start, or stops for a reason of its own."""
+        self._item["status"] |= {"phase": "Failed", "reason": reason, "message": message}
+        return self
+
+    def unreachable(self) -> Pod:
+        """As Kubernetes shows a pod whose machine does not answer."""
+        found = self._item["status"].setdefault("conditions", [])
+        found += [{"type": "ContainersReady", "status": "True"}, {"type": "Ready", "status": "False"}]
+        return self
+
     def _state(self, step: Step, state: dict[str, Any]) -> Pod:
         self._states[step] = state
         return self
@@ -243,6 +310,12 @@ class Claim(_Built):
         }
         item = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "status": {"phase": "Bound"}}
         super().__init__(item)
+
+    def kept(self) -> Claim:
+        """It has no owner any more, and says so."""
+        self._item["metadata"].pop("ownerReferences")
+        self._item["metadata"]["labels"]["finetune.dev/kept"] = "true"
+        return self
 
     def pending(self) -> Claim:
         self._item["status"]["phase"] = "Pending"

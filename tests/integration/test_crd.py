@@ -62,7 +62,11 @@ def test_as_many_tokens_as_a_spec_may_list_fit_the_servers_budget(server):
 def test_defaults_stand_in_the_stored_object(server, job):
     stored = json.loads(server.cluster.kubectl("get", server.resource, job, "-ojson", namespace="default").stdout)
     assert stored["spec"]["training"]["checkpoint"] == {"everySteps": 50, "keep": 2}
-    assert stored["spec"]["workspace"] == {"size": "20Gi", "accessModes": ["ReadWriteOnce"]}
+    assert stored["spec"]["workspace"] == {
+        "size": "20Gi",
+        "accessModes": ["ReadWriteOnce"],
+        "retain": "OnFailure",
+    }
     assert stored["spec"]["retry"] == {"limit": 3}
     assert stored["spec"]["dataset"]["sources"][0]["split"] == "train"
 
@@ -97,7 +101,10 @@ def test_before_the_start_everything_may_change(server, job):
     ("field", "spec"),
     [
         ("model", {"model": {"uri": "hf://org/other"}}),
-        ("training", {"training": {"learningRate": 0.1}}),
+        ("training.learningRate", {"training": {"learningRate": 0.1}}),
+        ("training.seed", {"training": {"seed": 7}}),
+        ("training.container", {"training": {"container": {"image": "mine"}}}),
+        ("workspace.size", {"workspace": {"size": "40Gi"}}),
         ("tokens", {"tokens": None}),
         ("output", {"output": {"uri": "pvc://models/new"}}),
         ("dataset", {"dataset": {"sources": [{"uri": "hf://datasets/org/other"}]}}),
@@ -113,13 +120,57 @@ def test_after_the_start_the_spec_is_frozen(server, job, field, spec):
 
 @pytest.mark.parametrize(
     "spec",
-    [{"suspend": True}, {"retry": {"limit": 9}}, {"activeDeadlineSeconds": 60}],
+    [
+        {"suspend": True},
+        {"retry": {"limit": 9, "at": "now"}},
+        {"activeDeadlineSeconds": 60},
+        {"ttlSecondsAfterFailed": 60},
+        {"startDeadlineSeconds": 60},
+        {"training": {"progressDeadlineSeconds": 60}},
+        {"workspace": {"retain": "Always"}},
+    ],
     ids=lambda spec: next(iter(spec)),
 )
 def test_after_the_start_these_may_still_change(server, job, spec):
     start(server, job)
     answer = server.patch(job, {"spec": spec})
     assert answer.returncode == 0, answer.stderr
+
+
+MENDING = {
+    "memory": {"training": {"resources": {"limits": {"memory": "64Gi"}}}},
+    "micro batch": {"training": {"microBatchSize": 2, "gradientCheckpointing": "Enabled"}},
+    "placement": {"training": {"nodeSelector": {"gpu": "big"}, "tolerations": [{"operator": "Exists"}]}},
+    "room": {"training": {"checkpoint": {"keep": 1}}},
+    "preparing pods": {"prepare": {"resources": {"limits": {"memory": "8Gi"}}}},
+}
+
+
+@pytest.mark.parametrize("spec", MENDING.values(), ids=MENDING)
+@pytest.mark.parametrize("phase", ["Failed", "Suspended"])
+def test_what_mends_a_job_may_change_while_nothing_of_it_runs(server, job, spec, phase):
+    start(server, job)
+    answer = server.patch(job, {"spec": spec})
+    assert answer.returncode != 0
+    assert "may change only while the job is Failed or Suspended" in answer.stderr
+    assert server.patch(job, {"status": {"phase": phase}}, "--subresource=status").returncode == 0
+    assert server.patch(job, {"spec": spec}).returncode == 0
+    answer = server.patch(job, {"spec": {"training": {"seed": 7}}})
+    assert "spec.training.seed cannot change" in answer.stderr
+
+
+def test_the_image_of_ones_own_trainer_may_be_mended_and_nothing_else_of_it(server):
+    name = f"job-{uuid.uuid4().hex[:8]}"
+    own = {"training": {"container": {"image": "mine:1", "command": ["train"]}}}
+    server.apply(merged(GOOD, {"metadata": {"name": name}, "spec": own}))
+    start(server, name)
+    server.patch(name, {"status": {"phase": "Failed"}}, "--subresource=status")
+    try:
+        assert server.patch(name, {"spec": {"training": {"container": {"image": "mine:2"}}}}).returncode == 0
+        answer = server.patch(name, {"spec": {"training": {"container": {"command": ["other"]}}}})
+        assert "spec.training.container.command cannot change" in answer.stderr
+    finally:
+        server.cluster.kubectl("delete", server.resource, name, namespace="default")
 
 
 def test_the_columns_tell_phase_progress_and_loss(server, job):

@@ -79,6 +79,17 @@ def test_suspend_and_resume_change_the_one_field(server, finetune, job):
     assert suspended() is False
 
 
+def test_each_retry_is_another_word(server, finetune, job):
+    def at():
+        stored = server.cluster.kubectl("get", server.resource, job, "-ojson", namespace="default").stdout
+        return json.loads(stored)["spec"]["retry"]["at"]
+
+    assert finetune("retry", job)[0] == 0
+    first = at()
+    assert finetune("retry", job)[0] == 0
+    assert at() > first
+
+
 @pytest.mark.parametrize(("kind", "code"), [("Complete", 0), ("Failed", 1)])
 def test_watch_ends_with_the_job(server, finetune, job, kind, code):
     def live():

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
 
 from finetune.api import KIND
+from finetune.api.contract import OPERATOR_LABEL
 from finetune.controller.cluster.apply import Applier
 from finetune.controller.cluster.queue import WorkQueue
 from finetune.controller.cluster.reconciler import Reconciler
+from finetune.controller.cluster.resources import WATCHED
 from finetune.controller.cluster.store import Store
 from finetune.controller.decision.observed import attempt_of, index_of, stage_of, terminal
 from finetune.controller.decision.stages.pod import PodSettings
 from tests.simulation.server import Server
 
+KINDS = tuple(resource.kind for resource in WATCHED)
 SETTINGS = PodSettings(steps_image="steps:1", train_image="train:1")
 
 
 class Crash(BaseException):
     """The process dies here."""
+
+
+class _Bugs(logging.Handler):
+    """A decision that raises is a bug; the reconciler survives it, and the simulation must not."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise AssertionError(record.getMessage()) from (record.exc_info or (None, None))[1]
+
+
+logging.getLogger("finetune.controller.cluster.reconciler").addHandler(_Bugs(logging.ERROR))
 
 
 class Writes:
@@ -44,8 +58,8 @@ class Writes:
     async def apply(self, path: str, body: Any, manager: str) -> dict[str, Any]:
         return await self._write(lambda: self._server.apply(path, body, manager))
 
-    async def delete(self, path: str, uid: str) -> None:
-        await self._write(lambda: self._server.delete(path, uid))
+    async def delete(self, path: str, uid: str, grace_seconds: int | None = None) -> None:
+        await self._write(lambda: self._server.delete(path, uid, grace_seconds))
 
     async def _write(self, write: Callable[[], Any]) -> Any:
         self.count += 1
@@ -59,33 +73,45 @@ class Writes:
 
 
 class Operator:
-    """One process of the operator: born with a complete list, fed by a watch that may lag."""
+    """One process of the operator: born with a complete list, fed by one watch for each kind, which may lag."""
 
-    def __init__(self, server: Server, writes: Writes | None = None) -> None:
+    def __init__(
+        self, server: Server, writes: Writes | None = None, settings: PodSettings = SETTINGS, name: str | None = None
+    ) -> None:
+        """With a name it sees only what carries that name in its label, as several operators of one cluster do."""
         self.server = server
         self.writes = writes or Writes(server)
         self.store = Store()
+        self._name = name
         for item in server.objects.values():
-            self.store.feed(item)
-        self._seen = len(server.changes)
+            self._take_in("ADDED", item)
+        self._seen = dict.fromkeys(KINDS, len(server.changes))
         self._reconciler = Reconciler(
             self.store,
             WorkQueue(),
             Applier(self.writes, self.store),
-            lambda: SETTINGS,
+            lambda: settings,
             now=lambda: server.now,
         )
 
-    def watch(self, most: int | None = None) -> None:
-        """Take in the next changes; all of them, or at most so many."""
-        changes = self.server.changes[self._seen :][:most]
-        self._seen += len(changes)
-        for change, item in changes:
-            metadata = item["metadata"]
-            if change == "DELETED":
-                self.store.remove(item["kind"], metadata["namespace"], metadata["name"], metadata["uid"])
-            else:
-                self.store.feed(item)
+    def watch(self, most: Callable[[], int | None] = lambda: None) -> None:
+        """Take in the next changes of each kind; all of them, or at most so many."""
+        for kind in KINDS:
+            left = most()
+            while self._seen[kind] < len(self.server.changes) and left != 0:
+                change, item = self.server.changes[self._seen[kind]]
+                self._seen[kind] += 1
+                if item["kind"] == kind:
+                    left = left if left is None else left - 1
+                    self._take_in(change, item)
+
+    def _take_in(self, change: str, item: dict[str, Any]) -> None:
+        metadata = item["metadata"]
+        mine = self._name is None or self._name == metadata.get("labels", {}).get(OPERATOR_LABEL, "")
+        if change == "DELETED" or not mine:
+            self.store.remove(item["kind"], metadata["namespace"], metadata["name"], metadata["uid"], last=item)
+        else:
+            self.store.feed(item)
 
     async def visit(self) -> None:
         for key in self.store.job_keys():
@@ -124,6 +150,7 @@ def outcome(server: Server, name: str = "tune") -> dict[str, Any]:
 async def run(
     server: Server,
     writes: Writes | None = None,
+    settings: PodSettings = SETTINGS,
     *,
     lag: random.Random | None = None,
     script: Callable[[Server, int], None] = lambda server, second: None,
@@ -131,17 +158,17 @@ async def run(
     seconds: int = 2_000,
 ) -> None:
     """Let the operator and the cluster run until the jobs are finished; a crashed operator starts again."""
-    operator = Operator(server, writes)
+    operator = Operator(server, writes, settings)
     for second in range(seconds):
         script(server, second)
         server.tick()
         check(server)
-        operator.watch(lag.choice((0, 0, 1, 2, 50)) if lag else None)
+        operator.watch((lambda: lag.choice((0, 0, 1, 2, 50))) if lag else lambda: None)
         try:
             if lag is None or lag.random() < 0.7:
                 await operator.visit()
         except Crash:
-            operator = Operator(server)
+            operator = Operator(server, settings=settings)
         check(server)
         if until(server):
             return

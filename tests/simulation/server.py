@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from finetune.api import API_VERSION, KIND
-from finetune.api.contract import CONTAINERS, ExitCode, Step
+from finetune.api.contract import CONTAINERS, OPERATOR_LABEL, ExitCode, Step
 from finetune.controller.cluster.apply import PROGRESS_MANAGER
 from finetune.controller.cluster.client import ApiError
 from finetune.controller.cluster.resources import EVENTS, SERVICES, WATCHED
@@ -39,6 +39,9 @@ class Server:
 
         self.absent: set[str] = set()
         """Claims that users have still to make; all others that pods mount are there."""
+
+        self.silent: set[str] = set()
+        """Pods whose machines do not answer any more: what they do is not known, and nobody tells them anything."""
 
         self.now = NOW
         self.fate = fate
@@ -65,7 +68,11 @@ class Server:
         item = self._found(kind, name)
         if body["metadata"]["uid"] != item["metadata"]["uid"]:
             raise ApiError(409, "Conflict", "uid")
-        item["spec"] |= body["spec"]
+        if kind == "Pod":
+            item["status"] |= body["status"]
+            return copy.deepcopy(self._changed(item))
+        item.setdefault("spec", {}).update(body.get("spec", {}))
+        item["metadata"] = _merged(item["metadata"], body["metadata"])
         return copy.deepcopy(self._changed(item))
 
     async def apply(self, path: str, body: Mapping[str, Any], manager: str) -> dict[str, Any]:
@@ -82,10 +89,11 @@ class Server:
         item["status"] = {key: value for key, value in status.items() if not mine(key)} | written
         return copy.deepcopy(self._changed(item))
 
-    async def delete(self, path: str, uid: str) -> None:
+    async def delete(self, path: str, uid: str, grace_seconds: int | None = None) -> None:
+        """A pod that is deleted by force stays until the Job controller has counted it: see `_kubelet`."""
         kind, name, _ = _place(path)
         item = self.objects.get((kind, name))
-        if item is not None and item["metadata"]["uid"] == uid:
+        if item is not None and item["metadata"]["uid"] == uid and (kind != "Pod" or grace_seconds is None):
             self._delete(item)
 
     # --- the user
@@ -98,6 +106,32 @@ class Server:
         item["spec"] |= spec
         item["metadata"]["generation"] += 1
         self._changed(item)
+
+    def relabel(self, name: str, operator: str) -> None:
+        item = self._found(KIND, name)
+        item["metadata"].setdefault("labels", {})[OPERATOR_LABEL] = operator
+        self._changed(item)
+
+    def hold(self, name: str, *, suspend: bool) -> None:
+        """Suspend a child Job, or resume it, as a queue does."""
+        job = self._found("Job", name)
+        job["spec"]["suspend"] = suspend
+        field = {"manager": "queue", "time": stamp(self.now), "fieldsV1": {"f:spec": {"f:suspend": {}}}}
+        job["metadata"]["managedFields"] = [field]
+        self._changed(job)
+
+    def lose_the_machine_of(self, name: str) -> None:
+        """The machine of a pod falls silent, and Kubernetes evicts the pod for that."""
+        self.silent.add(name)
+        pod = self._found("Pod", name)
+        condition = {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "DeletionByTaintManager",
+            "message": "silent",
+        }
+        pod["status"]["conditions"] = [condition | {"lastTransitionTime": stamp(self.now)}]
+        self._terminate(pod)
 
     def remove(self, name: str) -> None:
         self._delete(self._found(KIND, name))
@@ -128,7 +162,8 @@ class Server:
         if failed:
             self._fail(job, failed[0], alive)
         elif len(well) == job["spec"]["completions"]:
-            status["conditions"] = [{"type": "Complete", "status": "True"}]
+            self._count(job)
+            status["conditions"] = [{"type": "Complete", "status": "True", "lastTransitionTime": stamp(self.now)}]
             self.succeeded.append((job["metadata"]["labels"]["finetune.dev/job-uid"], stage_of(job)))
             self._changed(job)
         elif job["spec"].get("suspend"):
@@ -138,6 +173,20 @@ class Server:
         elif not any("deletionTimestamp" in pod["metadata"] for pod in pods):
             for index in sorted(set(range(job["spec"]["completions"])) - well - {index_of(pod) for pod in alive}):
                 self._new_pod(job, index)
+        if self._count(job):
+            self._changed(job)
+
+    def _count(self, job: dict[str, Any]) -> bool:
+        """Count the pods that run and those that are told to stop, as the Job's status does; whether that is news."""
+        mine = [
+            pod for pod in self.all("Pod") if pod["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+        ]
+        alive = [pod for pod in mine if pod["status"]["phase"] in ("Pending", "Running")]
+        terminating = sum("deletionTimestamp" in pod["metadata"] for pod in alive)
+        counts = {"active": len(alive) - terminating, "terminating": terminating}
+        news = any(job["status"].get(key, 0) != count for key, count in counts.items())
+        job["status"] |= counts
+        return news
 
     def _fail(self, job: dict[str, Any], pod: dict[str, Any], alive: list[dict[str, Any]]) -> None:
         """One pod that failed is the end of the Job: the others are deleted, and when the last has ended it says so."""
@@ -148,7 +197,10 @@ class Server:
             self._terminate(other)
         kind = "FailureTarget" if alive else "Failed"
         if (status.get("conditions") or [{}])[-1].get("type") != kind:
-            status.setdefault("conditions", []).append({"type": kind, **status["target"]})
+            self._count(job)
+            status.setdefault("conditions", []).append(
+                {"type": kind, **status["target"], "lastTransitionTime": stamp(self.now)}
+            )
             self._changed(job)
 
     def _new_pod(self, job: dict[str, Any], index: int) -> None:
@@ -180,6 +232,8 @@ class Server:
         if status["phase"] in ("Succeeded", "Failed"):
             if "deletionTimestamp" in metadata:
                 self._drop(pod)
+            return
+        if metadata["name"] in self.silent:
             return
         states = status.setdefault("states", {})
         running = next((step for step in steps if "running" in states.get(step, {})), None)
@@ -319,6 +373,19 @@ class Server:
         gone = copy.deepcopy(item)
         gone["metadata"]["resourceVersion"] = str(self._serial)
         self.changes.append(("DELETED", gone))
+
+
+def _merged(document: Any, patch: Any) -> Any:
+    """JSON merge patch (RFC 7396)."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(document) if isinstance(document, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = _merged(result.get(key), value)
+    return result
 
 
 def _over(status: dict[str, Any]) -> bool:

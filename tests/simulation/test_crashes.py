@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from finetune.api import KIND
 from finetune.api.contract import Step
-from tests.builders import FineTuneJob
-from tests.simulation.replica import Operator, Writes, outcome, run
+from finetune.controller.decision.observed import finished
+from tests.builders import NOW, FineTuneJob
+from tests.simulation.replica import SETTINGS, Operator, Writes, check, outcome, run
 from tests.simulation.server import Server, random_fates
 
 
@@ -239,6 +241,89 @@ async def test_a_job_waits_for_the_claim_of_its_cache_and_says_so():
     server.absent.clear()
     await run(server)
     assert outcome(server)["phase"] == "Complete"
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("seed", range(10))
+async def test_what_a_queue_holds_stays_held_and_goes_on_when_the_queue_says_so(seed, job):
+    rng = random.Random(seed)
+    taken, given = sorted(rng.sample(range(8, 40), 2))
+    server = Server()
+    server.submit(JOBS[job]())
+    held: list[str] = []
+
+    def script(server: Server, now: int) -> None:
+        if now == taken:
+            held.extend(name for (kind, name), item in server.objects.items() if kind == "Job" and not finished(item))
+        for name in held if now in (taken, given) else ():
+            server.hold(name, suspend=now == taken)
+        if taken < now < given:
+            assert all(server.objects["Job", name]["spec"]["suspend"] for name in held)
+
+    await run(server, lag=rng if seed % 2 else None, script=script, until=lambda server: _complete(server, "job-1"))
+    attempts = server.objects[KIND, "tune"]["status"]["attempts"]
+    assert attempts["failures"] == 0
+
+
+async def test_a_job_that_is_given_to_another_operator_is_not_trained_twice():
+    server = Server()
+    server.submit(FineTuneJob().labelled(operator="first"))
+    first = Operator(server, name="first")
+    while not any(stage == "train" for _, stage, _ in server.started):
+        server.tick()
+        first.watch()
+        await first.visit()
+    server.relabel("tune", "second")
+    second = Operator(server, name="second")
+    for _ in range(60):
+        server.tick()
+        check(server)
+        for operator in (first, second):
+            operator.watch()
+            await operator.visit()
+    assert [stage for _, stage, _ in server.started] == ["prepare"] * 4 + ["train"]
+    assert server.objects[KIND, "tune"]["status"]["message"].startswith("held by the operator first")
+    server.relabel("tune", "first")
+    for _ in range(30):
+        server.tick()
+        first.watch()
+        await first.visit()
+    assert outcome(server)["phase"] == "Complete"
+
+
+@pytest.mark.parametrize("job", JOBS)
+async def test_where_everybody_agrees_the_job_goes_on_without_the_machine_that_it_lost(job):
+    server = Server()
+    wanted = JOBS[job]().training(onNodeLost="ForceDelete").with_spec(retry={"limit": 0})
+    server.submit(wanted)
+    await run(server, until=lambda server: len(_training(server)) == wanted.build()["spec"]["training"].get("nodes", 1))
+    (*_, last) = _training(server)
+    server.lose_the_machine_of(last)
+    lost_at = server.now
+    await run(server, settings=replace(SETTINGS, force_delete=True))
+    end = outcome(server)
+    assert end["phase"] == "Complete"
+    assert [kind for stage, _, kind in end["history"] if stage == "train"] == ["NodeLost", "Succeeded"]
+    assert (server.now - lost_at).total_seconds() > 300
+
+
+async def test_by_default_a_lost_machine_is_waited_for_with_its_name():
+    server = Server()
+    server.submit(FineTuneJob())
+    await run(server, until=lambda server: len(_training(server)) == 1)
+    server.lose_the_machine_of(*_training(server))
+    await run(
+        server,
+        settings=replace(SETTINGS, force_delete=True),
+        until=lambda server: (server.now - NOW).total_seconds() > 900,
+    )
+    status = server.objects[KIND, "tune"]["status"]
+    assert status["message"].startswith("NodeLost")
+    assert status["attempts"]["count"] == 1
+
+
+def _training(server: Server) -> list[str]:
+    return [name for _, stage, name in server.started if stage == "train"]
 
 
 def _complete(server: Server, uid: str) -> bool:

@@ -2,7 +2,7 @@
 {{- define "rules" -}}
 - apiGroups: [finetune.dev]
   resources: [finetunejobs]
-  verbs: [get, list, watch, delete] # delete: ttlSecondsAfterFinished
+  verbs: [get, list, watch, delete] # delete: ttlSecondsAfterFinished, ttlSecondsAfterFailed
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/status]
   verbs: [patch]
@@ -12,9 +12,17 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+{{- if .Values.nodeLost.forceDelete }}
+- apiGroups: [""]
+  resources: [pods/status] # a pod of a lost machine is said to have failed ...
+  verbs: [patch]
+- apiGroups: [""]
+  resources: [pods] # ... and then removed
+  verbs: [delete]
+{{- end }}
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  verbs: [get, list, watch, create]
+  verbs: [get, list, watch, create, patch] # patch: workspace.retain
 - apiGroups: [""]
   resources: [services] # training.nodes above 1: what the pods find each other by
   verbs: [get, create]

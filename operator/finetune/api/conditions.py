@@ -1,17 +1,19 @@
 """Conditions: the one door through which their status changes.
 
-Only here are transition times and observed generations set, so that a condition's time always means
-"since when has this been so".
+Ready, Reconciling and Stalled, which tools that know nothing of fine-tuning read (kstatus: Argo CD, Flux, Helm), say
+what the others come to. Only here are they derived, and transition times and observed generations set, so that a
+condition's time always means "since when has this been so".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 
 from pydantic import Field
 
+from finetune.api.reasons import Reason
 from finetune.api.spec import Model
 
 MAX_MESSAGE = 4096
@@ -26,8 +28,35 @@ class ConditionType(StrEnum):
     TRAINED = "Trained"
     SAVED = "Saved"
     COMPLETE = "Complete"
+    FAILURE_TARGET = "FailureTarget"
+    """That the job will fail, once its pods have stopped, and why: as batch/v1 Jobs have it."""
+
     FAILED = "Failed"
     SUSPENDED = "Suspended"
+    READY = "Ready"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+
+
+SUMMARIES = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED)
+"""What follows from the others."""
+
+
+MEANINGS: Mapping[ConditionType, str] = {
+    ConditionType.MODEL_DOWNLOADED: "the base model is in the workspace",
+    ConditionType.TOKENS_ADDED: "the tokens are in tokenizer and embeddings, or the spec names none",
+    ConditionType.MODEL_RELOADED: "the extended model was loaded and keeps every old byte",
+    ConditionType.DATASET_LOADED: "the rows are token ids and labels",
+    ConditionType.TRAINED: "training is done",
+    ConditionType.SAVED: "the result lies where the spec says",
+    ConditionType.COMPLETE: "all of that is so",
+    ConditionType.FAILURE_TARGET: "the job is to fail; pods of it may still run",
+    ConditionType.FAILED: "the job failed, and nothing of it runs",
+    ConditionType.SUSPENDED: "the job is suspended, and nothing of it runs",
+    ConditionType.READY: "the job is complete",
+    ConditionType.RECONCILING: "the job is on its way",
+    ConditionType.STALLED: "the job failed: nothing goes on unless somebody does something",
+}
 
 
 class ConditionStatus(StrEnum):
@@ -58,7 +87,7 @@ def initial(now: datetime, generation: int) -> tuple[Condition, ...]:
         Condition(
             type=kind,
             status=ConditionStatus.UNKNOWN,
-            reason="Pending",
+            reason=Reason.PENDING,
             last_transition_time=now,
             observed_generation=generation,
         )
@@ -94,6 +123,32 @@ def with_condition(
     )
     order = list(ConditionType)
     return tuple(sorted([*kept, changed], key=lambda condition: order.index(condition.type)))
+
+
+def summarised(conditions: Iterable[Condition], *, now: datetime, generation: int) -> tuple[Condition, ...]:
+    """The conditions with Ready, Reconciling and Stalled as they follow from the others, all of them about the spec of
+    that generation."""
+    conditions = tuple(conditions)
+    failed = find(conditions, ConditionType.FAILED)
+    reason, message = Reason.IN_PROGRESS.value, ""
+    if is_true(conditions, ConditionType.COMPLETE):
+        reason = Reason.SUCCEEDED
+    elif failed is not None and failed.status == ConditionStatus.TRUE:
+        reason, message = failed.reason, failed.message
+    elif is_true(conditions, ConditionType.FAILURE_TARGET):
+        reason = Reason.STOPPING
+    elif is_true(conditions, ConditionType.SUSPENDED):
+        reason = Reason.SUSPENDED
+    holds = {
+        ConditionType.READY: reason == Reason.SUCCEEDED,
+        ConditionType.RECONCILING: reason in (Reason.IN_PROGRESS, Reason.STOPPING),
+        ConditionType.STALLED: is_true(conditions, ConditionType.FAILED),
+    }
+    for kind, held in holds.items():
+        status = ConditionStatus.TRUE if held else ConditionStatus.FALSE
+        said = message if kind == ConditionType.STALLED else ""
+        conditions = with_condition(conditions, kind, status, reason, said, now=now, generation=generation)
+    return tuple(item.model_copy(update={"observed_generation": generation}) for item in conditions)
 
 
 def find(conditions: Iterable[Condition], kind: ConditionType) -> Condition | None:

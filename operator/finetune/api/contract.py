@@ -33,7 +33,16 @@ OPERATOR_LABEL = "finetune.dev/operator"
 """On a FineTuneJob: leave it to the operator of that name (a canary, a test); the nameless one takes all others."""
 
 STAGE_LABEL = "finetune.dev/stage"
+SPEC_LABEL = "finetune.dev/spec"
+"""On a child Job: a digest of what of the spec it was made from."""
+
+KEPT_LABEL = "finetune.dev/kept"
+KEPT_ANNOTATION = "finetune.dev/kept-from"
+"""On a workspace claim that outlives its job: NAMESPACE/NAME/UID of that job."""
+
 ATTEMPT_LABEL = "finetune.dev/attempt"
+SUSPENDED_LABEL = "finetune.dev/suspended"
+"""On a child Job that the operator suspended, written with the suspension: only such a one does it resume."""
 
 TOKEN_AUDIENCE = "finetune.dev"  # noqa: S105 - the audience that pods' projected tokens are bound to
 PROGRESS_URL = "KUBEFLOW_TRAINER_SERVER_URL"

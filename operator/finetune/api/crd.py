@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
 
 from finetune.api import GROUP, KIND, PLURAL, VERSION
 from finetune.api.schema import RULES, Model
 from finetune.api.spec import FineTuneJobSpec
 from finetune.api.status import FineTuneJobStatus
 
-MUTABLE = ("suspend", "retry", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
+MUTABLE = (
+    "suspend",
+    "retry",
+    "workspace.retain",
+    "training.progressDeadlineSeconds",
+    "startDeadlineSeconds",
+    "activeDeadlineSeconds",
+    "ttlSecondsAfterFinished",
+    "ttlSecondsAfterFailed",
+)
 """The fields of the spec that may change after the job started."""
+
+MENDABLE = (
+    "prepare.resources",
+    "prepare.nodeSelector",
+    "training.resources",
+    "training.nodeSelector",
+    "training.tolerations",
+    "training.priorityClassName",
+    "training.microBatchSize",
+    "training.gradientCheckpointing",
+    "training.checkpoint",
+    "training.terminationGracePeriodSeconds",
+    "training.container.image",
+)
+"""Those that may change while nothing runs (Failed, Suspended): none of them changes what is learned from what. Where
+the numbers are not bit for bit the same, status.training.exact says so."""
 
 COLUMNS = (
     ("Phase", "string", ".status.phase", 0),
@@ -81,27 +106,55 @@ def _root() -> dict[str, Any]:
                 "message": "metadata.name must have at most 40 characters, start with a letter and consist of a-z, 0-9 "
                 "and '-', because pods and volumes are named after it",
             },
-            *(
-                {
-                    "rule": f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || ({_unchanged(field)})",
-                    "message": f"spec.{field} cannot change once the job has started; delete and apply it anew, or "
-                    f"apply it under another name (only {', '.join(MUTABLE)} may change)",
-                }
-                for field in _aliases(FineTuneJobSpec)
-                if field not in MUTABLE
-            ),
+            *_transitions(FineTuneJobSpec, ""),
         ],
     }
+
+
+_NOT_STARTED = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
+_NOTHING_RUNS = "has(oldSelf.status.phase) && oldSelf.status.phase in ['Failed', 'Suspended']"
+
+
+def _transitions(model: type[Model], parent: str, guard: str = "") -> Iterator[dict[str, str]]:
+    """The rules that freeze the fields of a part of the spec once the job has started. `guard` is CEL that holds where
+    an optional part is absent."""
+    for name, info in model.model_fields.items():
+        path = f"{parent}{info.alias or name}"
+        if path in MUTABLE:
+            continue
+        if path in MENDABLE:
+            yield {
+                "rule": f"{_NOT_STARTED} || ({_NOTHING_RUNS}) || {guard}({_unchanged(path)})",
+                "message": f"spec.{path} may change only while the job is Failed or Suspended: suspend it first "
+                "(spec.suspend: true), then change it and let it go on",
+            }
+        elif any(changing.startswith(f"{path}.") for changing in (*MUTABLE, *MENDABLE)):
+            absent = "" if info.is_required() else f"!has(self.spec.{path}) || !has(oldSelf.spec.{path}) || "
+            if absent:
+                yield _frozen(path, f"{guard}has(self.spec.{path}) == has(oldSelf.spec.{path})")
+            yield from _transitions(_part(info.annotation), f"{path}.", f"{guard}{absent}")
+        else:
+            yield _frozen(path, f"{guard}({_unchanged(path)})")
+
+
+def _frozen(path: str, unchanged: str) -> dict[str, str]:
+    return {
+        "rule": f"{_NOT_STARTED} || {unchanged}",
+        "message": f"spec.{path} cannot change once the job has started; delete and apply it anew, or apply it under "
+        "another name",
+    }
+
+
+def _part(annotation: Any) -> type[Model]:
+    """The model that a field holds, optional or not."""
+    found = [item for item in (annotation, *get_args(annotation)) if isinstance(item, type) and issubclass(item, Model)]
+    return found[0]
 
 
 def _unchanged(field: str) -> str:
     """CEL for that; an optional (`.?`) would hide the field's bounds from the server's estimate of the rule's cost."""
     new, old = f"self.spec.{field}", f"oldSelf.spec.{field}"
     return f"has({new}) == has({old}) && (!has({new}) || {new} == {old})"
-
-
-def _aliases(model: type[Model]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def structural(model: type[Model]) -> dict[str, Any]:

@@ -24,6 +24,11 @@ class Phase(StrEnum):
     """Where the job stands, in one word, for people; programs read the conditions."""
 
     PENDING = "Pending"
+    """Nothing of it has run yet."""
+
+    WAITING = "Waiting"
+    """Between two things that run: for a pod to start, for a pause to pass, for something that is in the way."""
+
     DOWNLOADING = "Downloading"
     ADDING_TOKENS = "AddingTokens"
     RELOADING = "Reloading"
@@ -33,6 +38,8 @@ class Phase(StrEnum):
     COMPLETE = "Complete"
     FAILED = "Failed"
     SUSPENDED = "Suspended"
+    STOPPING = "Stopping"
+    """The job is to fail, and pods of it still run."""
 
 
 class Unit(StrEnum):
@@ -64,6 +71,7 @@ class Progress(Model):
         None, description="When the step will be done, if it goes on like this."
     )
     last_update_time: datetime | None = Field(None, description="When the pod last reported.")
+    last_advance_time: datetime | None = Field(None, description="When `current` last changed.")
 
 
 class ModelStatus(Model):
@@ -217,6 +225,9 @@ class TrainingStatus(Model):
     """What training came to; live numbers are in `progress`."""
 
     steps: int | None = Field(None, description="Optimizer steps done, those of an embedding warm-up included.", ge=0)
+    seconds: float | None = Field(
+        None, description="Seconds of the training loop that led to the result, each step counted once.", ge=0
+    )
     stopped_early: bool | None = Field(None, description="Whether earlyStopping ended it before its last step.")
     loss: float | None = Field(None, description="Mean training loss over the last logged steps.")
     validation_loss: float | None = Field(None, description="Loss on the held-out rows after training.")
@@ -252,6 +263,11 @@ class AttemptOutcome(StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"
     NODE_LOST = "NodeLost"
     CRASHED = "Crashed"
+    STOPPED = "Stopped"
+    """By the operator, which says why in the reason; costs nothing."""
+
+    NEVER_STARTED = "NeverStarted"
+    """Its pods did not all start in time; costs nothing, and the next one waits a while."""
 
 
 class Attempt(Model):
@@ -262,6 +278,7 @@ class Attempt(Model):
     outcome: AttemptOutcome = Field(description="How it ended.")
     reason: str = Field("", description="Why, in one word.", max_length=128)
     message: str = Field("", description="Why, in the words of whoever knew.", max_length=1024)
+    job_uid: str | None = Field(None, description="The UID of its Job, by which its pods are known.", max_length=64)
     pod: str | None = Field(None, description="Its pod.", max_length=253)
     node: str | None = Field(None, description="Where it ran.", max_length=253)
     exit_code: int | None = Field(None, description="Exit code of the container that ended it.")
@@ -272,11 +289,29 @@ class Attempt(Model):
 
 
 class Attempts(Model):
-    """All tries so far."""
+    """All tries so far.
+
+    Goodput is the share of the training pods' time that went into steps of the result: `status.training.seconds` by
+    `trainingSeconds`. Below 1 it shows what starting, loading, and steps that a preemption or a failure undid have
+    cost. Queueing, pauses and suspension are in neither of the two.
+    """
 
     count: int = Field(0, description="Training attempts, the running one included.", ge=0)
     failures: int = Field(0, description="Failures in a row without a new checkpoint, of the current stage.", ge=0)
-    preemptions: int = Field(0, description="Preemptions so far; they cost nothing of the retry budget.", ge=0)
+    preemptions: int = Field(
+        0, description="Preemptions so far, since the last retry; they cost nothing of retry.limit.", ge=0
+    )
+    retried_at: str | None = Field(None, description="The spec.retry.at that was taken up last.", max_length=64)
+    training_seconds: int | None = Field(
+        None, description="Seconds in which training pods ran, over all attempts.", ge=0
+    )
+    goodput: float | None = Field(
+        None,
+        description="Share of trainingSeconds that led to the result, once there is one; the rest was starting, "
+        "loading, and work that was undone.",
+        ge=0,
+        le=1,
+    )
     retry_after: datetime | None = Field(None, description="When the next attempt starts.")
     history: list[Attempt] | None = Field(
         None, description="The newest attempts, newest last.", max_length=MAX_ATTEMPTS
@@ -304,7 +339,17 @@ class FineTuneJobStatus(Model):
         None, description="When the operator took the job up; the spec is frozen from then on."
     )
     completion_time: datetime | None = Field(None, description="When the job finished, either way.")
+    active_seconds: int | None = Field(
+        None, description="Seconds in which pods ran, up to activeSince, since the start or the last retry.", ge=0
+    )
+    active_since: datetime | None = Field(None, description="Since when pods run; absent while none does.")
     spec_digest: str | None = Field(None, description="Digest of the spec as it was taken up.", max_length=80)
+    operator: str | None = Field(
+        None,
+        description="The operator that took the job up, by its value of the label finetune.dev/operator, empty for "
+        "the one without a name: another one leaves the job alone, whatever the label says later.",
+        max_length=63,
+    )
     conditions: list[Condition] | None = Field(
         None,
         description="Observations, one for each type.",

@@ -42,6 +42,7 @@ app.command(rich_help_panel=CLUSTER, epilog=watch.EXAMPLES)(watch.watch)
 app.command(rich_help_panel=CLUSTER, epilog=logs.EXAMPLES)(logs.logs)
 app.command(rich_help_panel=CLUSTER, epilog=control.EXAMPLES)(control.suspend)
 app.command(rich_help_panel=CLUSTER, epilog=control.EXAMPLES)(control.resume)
+app.command(rich_help_panel=CLUSTER, epilog=control.EXAMPLES)(control.retry)
 
 
 def main() -> None:

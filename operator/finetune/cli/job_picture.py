@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.api.contract import CONDITIONS, PARTS, Step
+from finetune.api.reasons import Reason
 from finetune.cli.picture import Line, Picture, State, duration
 from finetune.cli.results import summary
 
@@ -52,7 +53,7 @@ def picture(job: dict[str, Any], losses: list[float] | None = None) -> Picture:
         elif step == running and phase == "Failed":
             line.state, line.summary = State.FAILED, condition.get("reason", "")
         elif step == running and not over and status.get("startTime"):
-            line.state = State.RUNNING
+            line.state = State.WAITING if condition.get("reason") == Reason.WAITING else State.RUNNING
             if progress.get("step") == step.value:
                 line.percent = progress.get("percent")
                 line.summary = _progress(progress)

@@ -81,7 +81,7 @@ class Replica:
         """A watch brought something: remember it, and visit the job it concerns."""
         metadata = item["metadata"]
         if change == "DELETED":
-            key = self.store.remove(kind, metadata["namespace"], metadata["name"], metadata["uid"])
+            key = self.store.remove(kind, metadata["namespace"], metadata["name"], metadata["uid"], last=item)
         else:
             key = self.store.feed({**item, "kind": kind})
         if key is not None:
@@ -212,6 +212,7 @@ class Replica:
             image_pull_policy=settings.image_pull_policy,
             image_pull_secrets=settings.image_pull_secrets,
             hf_endpoint=settings.hf_endpoint,
+            force_delete=settings.force_delete,
             progress_url=settings.progress_url,
             progress_ca=self.trust.bundle,
         )

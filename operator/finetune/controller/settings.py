@@ -28,6 +28,10 @@ class Settings:
 
     operator: str = ""  # FINETUNE_OPERATOR: serve only jobs with the label finetune.dev/operator of this value
 
+    force_delete: bool = (
+        False  # FINETUNE_FORCE_DELETE, true or false: remove pods of lost machines where jobs ask for it
+    )
+
     progress_url: str = ""  # FINETUNE_PROGRESS_URL, as pods reach it: https://SERVICE.NAMESPACE.svc:8443/; empty: off
     progress_port: int = 8443  # FINETUNE_PROGRESS_PORT
     http_port: int = 8080  # FINETUNE_HTTP_PORT: /healthz /readyz /metrics
@@ -64,6 +68,7 @@ class Settings:
             namespace=text("OPERATOR_NAMESPACE", cls.namespace),
             identity=text("IDENTITY", socket.gethostname()),
             operator=text("OPERATOR", ""),
+            force_delete=text("FORCE_DELETE", "false") == "true",
             progress_url=text("PROGRESS_URL", ""),
             progress_port=int(text("PROGRESS_PORT", str(cls.progress_port))),
             http_port=int(text("HTTP_PORT", str(cls.http_port))),

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from finetune.api.contract import Step
 from finetune.cli.job_picture import details, finished, picture
-from finetune.cli.picture import duration, size, sparkline
+from finetune.cli.picture import State, duration, size, sparkline
 from finetune.cli.runner import progress_words
 
 
@@ -62,6 +62,12 @@ def test_a_failed_job_says_which_step_and_why():
     shown = text(picture(failed), details(failed))
     assert "✘  load the dataset" in shown
     assert "the rows have a, b" in shown
+
+
+def test_a_step_whose_pod_is_queued_is_not_shown_as_running():
+    for reason, state in (("Running", State.RUNNING), ("Waiting", State.WAITING)):
+        shown = picture(job(*PREPARED, condition("Trained", "False", reason)))
+        assert next(line.state for line in shown.lines if line.step == Step.TRAIN) == state
 
 
 def test_attempts_are_listed():

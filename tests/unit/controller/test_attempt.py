@@ -26,7 +26,22 @@ FAILED = Job("train").failed()
     [
         (Pod("train").failed(Step.TRAIN, 75), AttemptOutcome.PREEMPTED, "Preempted"),
         (Pod("train").failed(Step.TRAIN, 143).disrupted(), AttemptOutcome.PREEMPTED, "EvictionByEvictionAPI"),
-        (Pod("train").disrupted("PreemptionByScheduler").evicted("x"), AttemptOutcome.CRASHED, "Evicted"),
+        (
+            Pod("train").disrupted("TerminationByKubelet").evicted("The node was low on resource: memory."),
+            AttemptOutcome.PREEMPTED,
+            "Evicted",
+        ),
+        (
+            Pod("train").evicted('Usage of EmptyDir volume "tmp" exceeds the limit "1Gi".'),
+            AttemptOutcome.CRASHED,
+            "Evicted",
+        ),
+        (
+            Pod("train").on("n").refused_by_the_kubelet("OutOfnvidia.com/gpu", "Pod was rejected: no gpu"),
+            AttemptOutcome.PREEMPTED,
+            "OutOfnvidiacomgpu",
+        ),
+        (Pod("train").failed(Step.TRAIN, 255, "", "Unknown"), AttemptOutcome.NODE_LOST, "Unknown"),
         (
             Pod("train").failed(Step.TRAIN, 137).disrupted("DeletionByTaintManager"),
             AttemptOutcome.NODE_LOST,
@@ -196,3 +211,37 @@ def test_one_pod_that_failed_is_not_the_end_while_the_other_runs():
     found = judged(FAILED, *pods, nodes=2)
     assert not found.over
     assert found.live
+
+
+# --- when it is over
+
+
+@pytest.mark.parametrize(
+    ("job", "over"),
+    [
+        (Job("train").failing(terminating=1), False),
+        (Job("train").failing(terminating=0, active=1), False),
+        (Job("train").failing(), False),  # a server that does not count pods that are told to stop
+        (Job("train").failing(terminating=0), True),
+        (Job("train").failing(terminating=1).failed(), True),
+    ],
+)
+def test_a_job_that_will_fail_is_not_over_while_it_counts_pods_that_nobody_saw(job, over):
+    assert judged(job, Pod("train", index=0).failed(Step.TRAIN, 1), nodes=2).over == over
+
+
+def test_pods_that_only_the_job_counts_still_run():
+    assert judged(Job("train").failing(terminating=1)).live
+
+
+def test_an_end_that_no_pod_explains_yet_says_since_when():
+    assert judged(Job("train").complete().ended_at(NOW)).unseen_since == NOW
+    assert judged(Job("train").failed().ended_at(NOW)).unseen_since == NOW
+    assert judged(Job("train").complete().ended_at(NOW), Pod("train").succeeded()).unseen_since is None
+    assert judged(Job("train").failed().ended_at(NOW), Pod("train").failed(Step.TRAIN, 1)).unseen_since is None
+
+
+def test_a_report_that_the_kubelet_cut_is_told_with_the_attempt():
+    message = '{"step": "train", "result": {"steps": 1, "warnings": ["' + "x" * 4100
+    found = judged(FAILED, Pod("train").failed(Step.TRAIN, 1, message[:4096])).attempt.message
+    assert "keep it below 4096 bytes" in found

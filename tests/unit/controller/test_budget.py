@@ -66,6 +66,28 @@ def test_preemptions_with_progress_never_wait():
     assert attempts.retry_after is None
 
 
+def starts(ends: int, **attempt_fields) -> list[timedelta]:
+    """How long after its predecessor's end each attempt starts."""
+    attempts, pauses = Attempts(), []
+    for number in range(1, ends + 1):
+        attempts = budget.charged(attempts, attempt(number, AttemptOutcome.PREEMPTED, **attempt_fields), NOW)
+        pauses.append((attempts.retry_after or NOW) - NOW)
+    return pauses
+
+
+@pytest.mark.parametrize(
+    "found",
+    [{"resumed": None, "checkpoint": 50}, {"resumed": 50, "checkpoint": 50}, {"resumed": None, "checkpoint": None}],
+    ids=["a pod that said nothing", "a pod that said where it began", "no checkpoint at all"],
+)
+def test_one_old_checkpoint_does_not_defeat_the_back_off(found):
+    seconds = [pause.total_seconds() for pause in starts(14, **found)]
+    first = 4 if found == {"resumed": None, "checkpoint": 50} else 3  # the first one may have written it
+    assert seconds[:first] == [0] * first
+    assert seconds[first:][:7] == [10, 20, 40, 80, 160, 300, 300]
+    assert seconds[-1] == 300
+
+
 def test_only_the_newest_attempts_are_remembered_and_numbers_go_on():
     attempts = after(*(attempt(number, AttemptOutcome.PREEMPTED, number, number + 1) for number in range(1, 30)))
     assert len(attempts.history) == 10

@@ -16,6 +16,7 @@ from finetune.controller.decision.stages.pod import PodSettings
 from tests.builders import NOW, Claim, FineTuneJob, Job, Pod, error_report, stamp
 
 SETTINGS = PodSettings(steps_image="steps:1", train_image="train:1")
+ALLOWED = replace(SETTINGS, force_delete=True)
 
 
 def observe(job: FineTuneJob, *children) -> Observed:
@@ -47,8 +48,8 @@ def trained(**spec) -> FineTuneJob:
     return job.with_status(decide(observe(job, Claim(), Job("train"), Pod("train").succeeded()), NOW, SETTINGS).status)
 
 
-def decided(job: FineTuneJob, *children, after: float = 0, **observed) -> Decision:
-    return decide(replace(observe(job, *children), **observed), NOW + timedelta(seconds=after), SETTINGS)
+def decided(job: FineTuneJob, *children, after: float = 0, settings: PodSettings = SETTINGS, **observed) -> Decision:
+    return decide(replace(observe(job, *children), **observed), NOW + timedelta(seconds=after), settings)
 
 
 def created(decision: Decision) -> list[str]:
@@ -232,7 +233,7 @@ def test_a_job_that_somebody_deleted_is_an_attempt_that_ended():
 def test_the_schedulers_words_are_the_message():
     pod = Pod("train").unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
     decision = decided(prepared(), Claim(), Job("train"), pod)
-    assert decision.status.phase == Phase.PENDING
+    assert decision.status.phase == Phase.WAITING
     assert decision.status.message == "Unschedulable: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 
 
@@ -321,6 +322,62 @@ class TestSuspension:
         assert (child.name, wanted) == ("tune-train-1", False)
         assert not decision.create
 
+    def test_what_somebody_else_suspended_stays_suspended_and_is_said(self):
+        decision = decided(prepared(), Claim(), Job("train").suspended(by="kubectl-patch"))
+        assert not decision.suspend
+        assert decision.status.phase == Phase.WAITING
+        assert decision.status.message.startswith("held by kubectl-patch: the Job tune-train-1 was suspended")
+
+    def test_a_queue_that_holds_the_job_is_named(self):
+        job = Job("train").labelled(queue="gpus").suspended(by="finetune-operator")
+        assert decided(prepared(), Claim(), job).status.message.startswith("held by the queue gpus (Kueue)")
+        webhook = decided(prepared(), Claim(), Job("train").suspended(by="finetune-operator"))
+        assert webhook.status.message.startswith("held by whoever changes new Jobs at admission")
+
+    def test_a_job_that_is_suspended_while_somebody_else_holds_it_is_not_resumed_afterwards(self):
+        job, child = prepared().with_spec(suspend=True), Job("train").suspended(by="kueue")
+        first = decided(job, Claim(), child)
+        assert (first.suspend, first.status.phase) == ((), Phase.SUSPENDED)
+        job.with_status(first.status).with_spec(suspend=False)
+        assert not decided(job, Claim(), child).suspend
+
+    def test_a_child_that_somebody_resumes_while_the_spec_says_suspend_is_deleted_and_not_suspended_again(self):
+        job, pod = prepared().with_spec(suspend=True), Pod("train").on("n").running(Step.TRAIN)
+        decision = decided(job, Claim(), Job("train").resumed_elsewhere(), pod)
+        assert not decision.suspend
+        assert [child.name for child in decision.delete] == ["tune-train-1"]
+
+    def test_what_an_operator_suspended_before_it_left_a_mark_is_resumed(self):
+        job, child = prepared(), Job("train").suspended(by="finetune-operator")
+        running = decided(job, Claim(), Job("train"), Pod("train").on("n").running(Step.TRAIN)).status
+        record = running.attempts.history[-1].model_copy(update={"outcome": AttemptOutcome.SUSPENDED})
+        history = [*running.attempts.history[:-1], record]
+        job.with_status(
+            running.model_copy(update={"attempts": running.attempts.model_copy(update={"history": history})})
+        )
+        assert [wanted for _, wanted in decided(job, Claim(), child).suspend] == [False]
+
+    @pytest.mark.parametrize(
+        "children",
+        [
+            (Job("train").suspended().failed_by_rule(1, code=75), Pod("train").on("n").failed(Step.TRAIN, 75)),
+            (Job("train").suspended().failed(), Pod("train").on("n").failed(Step.TRAIN, 143)),
+            (Job("train").suspended().failed_by_rule(1, code=75),),
+            (),
+        ],
+    )
+    def test_an_attempt_that_ends_while_it_is_being_suspended_costs_nothing_and_counts_as_no_preemption(self, children):
+        job = prepared().with_spec(suspend=True)
+        pod = Pod("train").on("n").running(Step.TRAIN)
+        job.with_status(decided(job, Claim(), Job("train"), pod).status)
+        status = decided(job, Claim(), *children).status
+        assert (status.attempts.failures, status.attempts.preemptions, status.attempts.retry_after) == (0, 0, None)
+        last = status.attempts.history[-1]
+        assert (last.outcome, last.reason) == (AttemptOutcome.SUSPENDED, "Suspended")
+        assert status.phase == Phase.SUSPENDED
+        job.with_status(status).with_spec(suspend=False)
+        assert created(decided(job, Claim(), *children)) == ["Job/tune-train-2"]
+
     def test_between_stages_nothing_is_started(self):
         decision = decided(prepared().with_spec(suspend=True), Claim())
         assert decision.status.phase == Phase.SUSPENDED
@@ -331,15 +388,33 @@ class TestTime:
     def test_a_job_beyond_its_deadline_fails_and_its_pods_are_stopped(self):
         job = started(activeDeadlineSeconds=60)
         children = (Claim(), Job("prepare"), Pod("prepare").on("n").running(Step.DOWNLOAD))
-        assert decided(job, *children).again_at == NOW + timedelta(seconds=60)
-        decision = decided(job, *children, after=60)
-        assert find(decision.status.conditions, ConditionType.FAILED).reason == "DeadlineExceeded"
+        running = decided(job, *children)
+        assert running.again_at == NOW + timedelta(seconds=60)
+        decision = decided(job.with_status(running.status), *children, after=60)
+        assert find(decision.status.conditions, ConditionType.FAILURE_TARGET).reason == "DeadlineExceeded"
         assert [child.name for child in decision.delete] == ["tune-prepare-1"]
+
+    def test_it_has_failed_only_when_its_pods_have_stopped(self):
+        job = started(activeDeadlineSeconds=60)
+        pod = Pod("prepare").on("n").running(Step.DOWNLOAD)
+        job.with_status(decided(job, Claim(), Job("prepare"), pod).status)
+        stopping = decided(job, Claim(), Job("prepare"), pod, after=60).status
+        assert stopping.phase == Phase.STOPPING
+        assert not is_true(stopping.conditions, ConditionType.FAILED)
+        assert stopping.message.startswith("stopping, because the job ran longer than")
+        job.with_status(stopping)
+        still = decided(job, Claim(), pod.deleting(NOW + timedelta(seconds=90)), after=61).status
+        assert still.phase == Phase.STOPPING
+        over = decided(job, Claim(), after=62).status
+        assert find(over.conditions, ConditionType.FAILED).reason == "DeadlineExceeded"
+        assert over.attempts.history[-1].outcome == AttemptOutcome.STOPPED
 
     def test_a_crash_before_the_children_were_stopped_is_made_up_for(self):
         job = started(activeDeadlineSeconds=60)
-        job.with_status(decided(job, after=60).status)
-        decision = decided(job, Claim(), Job("prepare"), after=61)
+        children = (Claim(), Job("prepare"), Pod("prepare").on("n").running(Step.DOWNLOAD))
+        job.with_status(decided(job, *children).status)
+        job.with_status(decided(job, *children, after=60).status)
+        decision = decided(job, *children, after=61)
         assert [child.name for child in decision.delete] == ["tune-prepare-1"]
 
     def test_a_finished_job_is_deleted_when_its_time_has_come(self):
@@ -355,11 +430,20 @@ class TestTime:
         decision = decided(job, Claim(), Job("save"), Pod("save").succeeded())
         assert decision.again_at == NOW + timedelta(seconds=100)
 
-    def test_a_pod_that_does_not_stop_is_named_with_the_remedy(self):
-        pod = Pod("train").on("gone-node").running(Step.TRAIN).deleting(NOW)
-        decision = decided(prepared(), Claim(), Job("train"), pod, after=120)
-        assert "kubectl delete pod tune-train-1-x --force" in decision.status.message
+    def test_a_pod_that_does_not_stop_is_named_with_its_node_and_the_remedy_that_works(self):
+        decision = decided(prepared(), Claim(), Job("train"), lost_pod(), after=120)
+        assert decision.status.message.startswith("NodeLost: pod tune-train-1-x was told to stop, but node gone-node")
+        taint = "kubectl taint nodes gone-node node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
+        assert taint in decision.status.message
         assert not decision.create
+
+    @pytest.mark.parametrize("after", [0, 30, 59, 60, 61, 120, 299, 300, 3600])
+    @pytest.mark.parametrize("policy", ["Wait", "ForceDelete"])
+    def test_a_pod_that_does_not_stop_is_never_looked_at_again_in_the_past(self, policy, after):
+        job = prepared().training(onNodeLost=policy)
+        decision = decided(job, Claim(), Job("train"), lost_pod(), settings=ALLOWED, after=after + 0.7)
+        due = [second for second in ((60, 300) if policy == "ForceDelete" else (60,)) if second > after]
+        assert decision.again_at == (NOW + timedelta(seconds=due[0]) if due else None)
 
 
 class TestProgress:
@@ -384,6 +468,150 @@ class TestProgress:
         job.with_status({**document(job_status(job)), "progress": shown.wire()})
         decision = decided(job, Claim(), Job("train").failed(), Pod("train").on("n").failed(Step.TRAIN, 137))
         assert decision.status.attempts.history[-1].checkpoint_step == 100
+
+
+def lost_pod() -> Pod:
+    return Pod("train").on("gone-node").running(Step.TRAIN).deleting(NOW).unreachable()
+
+
+FORCE: dict[str, str] = {"onNodeLost": "ForceDelete"}
+
+
+class TestNodeLost:
+    def test_by_default_nothing_is_removed_by_force(self):
+        assert not decided(prepared(), Claim(), Job("train"), lost_pod(), settings=ALLOWED, after=3600).force
+
+    def test_five_minutes_after_it_should_have_stopped_the_pod_is_removed_where_job_and_administrator_say_so(self):
+        job, children = prepared().training(**FORCE), (Claim(), Job("train"), lost_pod())
+        early = decided(job, *children, settings=ALLOWED, after=299)
+        assert not early.force
+        assert "It is removed by force at 12:05:00 UTC" in early.status.message
+        decision = decided(job, *children, settings=ALLOWED, after=300)
+        ((pod),) = decision.force
+        assert (pod.kind, pod.name, pod.uid) == ("Pod", "tune-train-1-x", "job-1-tune-train-1-x")
+        assert not decision.create
+
+    def test_an_operator_without_the_rights_says_so(self):
+        decision = decided(prepared().training(**FORCE), Claim(), Job("train"), lost_pod(), after=300)
+        assert not decision.force
+        assert "nodeLost.forceDelete" in decision.status.message
+
+    def test_a_machine_that_answers_is_not_lost_however_long_its_pod_takes(self):
+        pod = Pod("train").on("slow-node").running(Step.TRAIN).deleting(NOW)
+        decision = decided(prepared().training(**FORCE), Claim(), Job("train"), pod, settings=ALLOWED, after=3600)
+        assert not decision.force
+        assert "does not count the machine as unreachable" in decision.status.message
+
+    def test_a_pod_that_kubernetes_evicted_because_its_machine_is_silent_is_lost(self):
+        pod = Pod("train").on("n").running(Step.TRAIN).deleting(NOW).disrupted("DeletionByTaintManager")
+        job = prepared().training(**FORCE)
+        assert decided(job, Claim(), Job("train"), pod, settings=ALLOWED, after=300).force
+
+    def test_a_former_jobs_pod_on_a_lost_machine_is_told_with_the_remedy_too(self):
+        pod = Pod("train", owner="job-0").on("gone-node").running(Step.TRAIN).deleting(NOW)
+        decision = decided(started(), Claim(), pod, after=60)
+        assert decision.status.message.startswith("NodeLost: pod tune-train-1-x was told to stop, but node gone-node")
+        assert not (decision.create or decision.force)
+
+
+class TestOwnership:
+    def test_a_copied_pod_that_succeeds_is_not_believed(self):
+        job, copy = prepared(), Pod("train").succeeded().copied("debug")
+        decision = decided(job, Claim(), Job("train"), Pod("train").on("n").running(Step.TRAIN), copy)
+        assert not is_true(decision.status.conditions, ConditionType.TRAINED)
+        failed = decided(job, Claim(), Job("train").failed(), Pod("train").on("n").failed(Step.TRAIN, 1), copy)
+        assert failed.status.attempts.failures == 1
+
+    def test_a_copied_pod_that_runs_holds_nothing_up(self):
+        copy = Pod("train").on("n").running(Step.TRAIN).copied("debug")
+        assert created(decided(prepared(), Claim(), copy)) == ["Job/tune-train-1"]
+
+    @pytest.mark.parametrize("owners", [False, True])
+    def test_a_copied_job_is_neither_believed_nor_deleted(self, owners):
+        job = prepared(activeDeadlineSeconds=60)
+        copy = Job("train", 7).complete().copied("debug", owners=owners)
+        assert created(decided(job, Claim(), copy)) == ["Job/tune-train-1"]
+        running = Job("train", 7).copied("debug", owners=owners)
+        pod = Pod("train").on("n").running(Step.TRAIN)
+        job.with_status(decided(job, Claim(), Job("train"), running, pod).status)
+        decision = decided(job, Claim(), Job("train"), running, pod, after=60)
+        assert [child.name for child in decision.delete] == ["tune-train-1"]
+
+    def test_a_copied_claim_is_not_the_workspace(self):
+        decision = decided(FineTuneJob(), Claim().copied("mine", owners=True))
+        assert created(decision) == ["PersistentVolumeClaim/tune-work", "Job/tune-prepare-1"]
+
+    def test_the_pods_of_a_job_that_somebody_deleted_are_known_by_the_uid_in_status(self):
+        job, pod = prepared(), Pod("train").on("n").running(Step.TRAIN)
+        job.with_status(decided(job, Claim(), Job("train"), pod).status)
+        assert job_status(job).attempts.history[-1].job_uid == "job-1-train-1"
+        decision = decided(job, Claim(), Pod("train").on("n").succeeded())
+        assert is_true(decision.status.conditions, ConditionType.TRAINED)
+
+    def test_a_pod_of_a_job_that_is_gone_and_was_never_recorded_holds_the_next_attempt_up(self):
+        decision = decided(prepared(), Claim(), Pod("train").on("n").running(Step.TRAIN))
+        assert not decision.create
+        assert decision.status.message == "waiting for pod tune-train-1-x of an earlier attempt to be gone"
+
+
+class TestTwoStreams:
+    """Jobs and pods are watched apart, and either may lag."""
+
+    def test_no_attempt_starts_while_the_job_counts_a_pod_that_was_not_seen(self):
+        pods = Pod("train", index=0).on("n").failed(Step.TRAIN, 1)
+        job = prepared(workspace={"accessModes": ["ReadWriteMany"]}).training(nodes=2, batchSize=2)
+        decision = decided(job, Claim(), Job("train").failing(terminating=1), pods)
+        assert not decision.create
+        assert decision.status.attempts.failures == 0
+
+    @pytest.mark.parametrize("child", [Job("train").complete(), Job("train").failed()])
+    def test_the_pod_that_explains_an_end_is_waited_for_but_not_for_ever(self, child):
+        job = prepared()
+        early = decided(job, Claim(), child.ended_at(NOW), after=14)
+        assert not early.create
+        assert early.again_at == NOW + timedelta(seconds=15)
+        status = decided(job, Claim(), child.ended_at(NOW), after=15).status
+        assert [item.number for item in status.attempts.history if item.stage == "train" and item.end_time] == [1]
+
+    def test_what_a_child_came_to_counts_although_it_vanished_at_once(self):
+        gone = (Job("prepare").complete().build(), Pod("prepare").succeeded().build())
+        decision = decided(started(), Claim(), departed=gone)
+        assert created(decision) == ["Job/tune-train-1"]
+        assert is_true(decision.status.conditions, ConditionType.DATASET_LOADED)
+
+
+class TestOperators:
+    def test_the_operator_that_took_the_job_up_is_recorded(self):
+        assert decided(FineTuneJob().labelled(operator="canary")).status.operator == "canary"
+        assert decided(FineTuneJob()).status.operator == ""
+
+    @pytest.mark.parametrize(
+        ("holder", "label", "back"),
+        [
+            ({}, {"operator": "canary"}, "kubectl label finetunejob tune finetune.dev/operator-"),
+            ({"operator": "canary"}, {"operator": "b"}, "tune finetune.dev/operator=canary --overwrite"),
+        ],
+    )
+    def test_another_operator_leaves_the_job_alone_and_says_who_holds_it(self, holder, label, back):
+        job = FineTuneJob().labelled(**holder)
+        job.with_status(decide(observe(job), NOW, SETTINGS).status)
+        decision = decided(job.labelled(**label), after=3600)
+        assert not (decision.create or decision.suspend or decision.delete)
+        assert decision.status.message.startswith("held by the operator")
+        assert back in decision.status.message
+
+    def test_a_job_taken_up_before_that_was_recorded_is_this_operators(self):
+        job = started()
+        job.with_status(job_status(job).model_copy(update={"operator": None}))
+        assert decided(job, Claim(), Job("prepare")).status.operator == ""
+
+
+class TestClaims:
+    def test_a_job_waits_for_the_other_that_works_in_its_claim(self):
+        decision = decided(FineTuneJob().with_spec(workspace={"claimName": "mine"}), claim_held_by="first")
+        assert not decision.create
+        assert decision.status.message == "waits for the claim mine, in which the job first works"
+        assert decision.again_at == NOW + timedelta(seconds=15)
 
 
 def job_status(job: FineTuneJob):

@@ -109,6 +109,13 @@ async def test_a_foreign_pod_that_carries_our_labels_is_forbidden():
         await Senders(Api(pod, *chain()[1:]), Store()).job_of("token")
 
 
+async def test_a_pod_of_a_copied_job_is_forbidden_although_its_references_are_copied_too():
+    pod, job = Pod("train").running(Step.TRAIN).build(), Job("train").copied("debug", owners=True).build()
+    pod["metadata"]["ownerReferences"][0] |= {"name": "debug", "uid": job["metadata"]["uid"]}
+    with pytest.raises(ForbiddenError):
+        await Senders(Api(pod, job, FineTuneJob().build()), Store()).job_of("token")
+
+
 async def test_a_pod_of_a_former_job_cannot_write_to_its_namesake():
     with pytest.raises(ForbiddenError):
         await Senders(Api(*chain(owner=FineTuneJob(uid="job-2"))), Store()).job_of("token")

@@ -48,12 +48,29 @@ def test_taking_a_job_up_tells_nothing():
 
 def test_a_condition_that_begins_to_hold_is_told_once_and_by_the_same_name():
     job, latched, running = steps_of_a_job()
-    (told,) = transitions(latched, running)
+    told, started = transitions(latched, running)
     assert told.reason == "ModelDownloaded"
+    assert (started.reason, started.message) == ("AttemptStarted", "prepare attempt 1 started on node n")
     assert not list(transitions(running, running))
     observed = Observed(job=job.build())
     first, again = (event(observed, told, NOW, replica)["metadata"]["name"] for replica in ("a", "b"))
     assert first == again
+
+
+def test_the_end_of_an_attempt_is_told_once_whichever_way_it_went():
+    job, _, running = steps_of_a_job()
+    job.with_status(running)
+    children = {"jobs": (Job("prepare").build(),), "claims": (Claim().build(),)}
+    ways = {
+        "AttemptSucceeded": Pod("prepare").on("n").succeeded(),
+        "Crashed": Pod("prepare").on("n").failed(Step.ADD_TOKENS, 1),
+    }
+    for reason, pod in ways.items():
+        ended = {**children, "jobs": (Job("prepare").failed().build(),)} if reason == "Crashed" else children
+        after = decide(Observed(job=job.build(), pods=(pod.build(),), **ended), NOW, POD_SETTINGS).status
+        told = [item.reason for item in transitions(running, after)]
+        assert told.count(reason) == 1
+        assert not list(transitions(after, after))
 
 
 async def test_a_part_that_ended_makes_the_replica_unhealthy():

@@ -71,6 +71,86 @@ def test_objects_are_kept_slim():
     assert sys.getsizeof(str(slim(pod))) < 3_000
 
 
+def test_a_child_that_vanishes_after_its_end_is_shown_to_the_next_visit_as_it_ended():
+    store = Store()
+    for item in (FineTuneJob(), Job("prepare"), Pod("prepare").running(Step.DOWNLOAD)):
+        store.feed(item.build())
+    job, pod = Job("prepare").complete().build(), Pod("prepare").succeeded().build()
+    for last in (job, pod):
+        metadata = last["metadata"]
+        store.remove(last["kind"], metadata["namespace"], metadata["name"], metadata["uid"], last=last)
+    observed = store.observe(KEY)
+    assert (observed.jobs, observed.pods) == ((), ())
+    assert list(observed.attempts("prepare")) == [1]
+    assert [item["status"]["phase"] for item in observed.pods_of("prepare", 1)] == ["Succeeded"]
+
+
+def test_a_child_that_vanishes_before_its_end_or_with_its_job_is_forgotten():
+    store, job, pod = Store(), Job("prepare").build(), Pod("prepare").succeeded().build()
+    for item in (FineTuneJob().build(), job, pod):
+        store.feed(item)
+    store.remove("Job", "team", "tune-prepare-1", job["metadata"]["uid"], last=job)
+    store.remove(KIND, *KEY, uid="job-1")
+    store.remove("Pod", "team", "tune-prepare-1-x", pod["metadata"]["uid"], last=pod)
+    store.feed(FineTuneJob(uid="job-1b").build())
+    assert store.observe(KEY).departed == ()
+
+
+def test_who_suspended_a_job_is_kept_without_the_fields_of_all_managers():
+    shown = slim(Job("train").suspended(by="kueue").build())
+    assert shown["suspendedBy"] == "kueue"
+    assert "managedFields" not in shown["metadata"]
+
+
+BEGUN = {"startTime": "2026-03-01T12:00:00Z"}
+
+
+class TestClaims:
+    """Jobs that bring the same claim work in it one after the other."""
+
+    @staticmethod
+    def using(name: str, status: dict | None = None, **spec) -> FineTuneJob:
+        job = FineTuneJob(name, uid=f"uid-{name}").with_spec(workspace={"claimName": "mine"}, **spec)
+        return job.with_status(status or {})
+
+    def holder(self, name: str, *others, children=()) -> str:
+        store = Store()
+        for item in (self.using(name), *others, *children):
+            store.feed(item.build())
+        return store.observe(("team", name)).claim_held_by
+
+    def test_whoever_began_holds_it(self):
+        assert self.holder("a", self.using("b", BEGUN)) == "b"
+
+    def test_of_two_that_have_not_begun_the_first_by_time_and_name_goes_first(self):
+        assert self.holder("a", self.using("b")) == ""
+        assert self.holder("b", self.using("a")) == "a"
+
+    def test_one_that_has_finished_or_waits_suspended_holds_nothing(self):
+        over = BEGUN | {"completionTime": "2026-03-01T13:00:00Z"}
+        assert self.holder("b", self.using("a", over), self.using("aa", suspend=True)) == ""
+
+    def test_one_that_has_finished_or_is_gone_holds_it_while_a_pod_of_it_runs(self):
+        over = BEGUN | {"completionTime": "2026-03-01T13:00:00Z"}
+        pod = Pod("train", job="a", owner="uid-a").on("n").running(Step.TRAIN)
+        assert self.holder("b", self.using("a", over), children=(pod,)) == "a"
+        store = Store()
+        for item in (self.using("a", BEGUN), self.using("b"), pod):
+            store.feed(item.build())
+        store.remove(KIND, "team", "a", uid="uid-a")
+        assert store.observe(("team", "b")).claim_held_by == "a"
+        store.remove("Pod", "team", "a-train-1-x", uid="uid-a-a-train-1-x")
+        assert store.observe(("team", "b")).claim_held_by == ""
+
+    def test_one_that_names_another_claim_meanwhile_holds_this_one_no_more(self):
+        moved = FineTuneJob("a", uid="uid-a").with_spec(workspace={"claimName": "other"})
+        assert self.holder("b", self.using("a"), moved) == ""
+
+    def test_jobs_with_claims_of_their_own_or_in_another_namespace_know_nothing_of_each_other(self):
+        elsewhere = FineTuneJob("z", uid="z", namespace="other").with_spec(workspace={"claimName": "mine"})
+        assert self.holder("a", elsewhere.with_status(BEGUN), FineTuneJob("c", uid="c")) == ""
+
+
 async def test_a_job_is_visited_once_however_often_it_is_added():
     queue, visits = WorkQueue(), []
 

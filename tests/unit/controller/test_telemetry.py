@@ -33,6 +33,15 @@ def test_a_stock_callbacks_report_fills_the_columns():
     assert shown.estimated_completion_time == NOW + timedelta(seconds=754)
 
 
+def test_only_a_count_that_changes_is_an_advance_and_a_report_that_does_not_count_is_no_standstill():
+    later, latest = NOW + timedelta(seconds=10), NOW + timedelta(seconds=20)
+    first = progress(parse(body(current_step=5)), Step.TRAIN, None, NOW)
+    same = progress(parse(body(current_step=5, loss=1.0)), Step.TRAIN, first, later)
+    assert (same.last_update_time, same.last_advance_time) == (later, NOW)
+    assert progress(parse(body(current_step=6)), Step.TRAIN, same, latest).last_advance_time == latest
+    assert progress(parse(body(loss=1.0)), Step.TRAIN, same, latest).last_advance_time == latest
+
+
 def test_bytes_are_shown_as_people_write_them():
     report = parse(body(step="download", current=1_200_000_000, total=2_700_000_000, unit="byte"))
     assert report.step == "download"

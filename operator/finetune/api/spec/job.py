@@ -82,6 +82,12 @@ class AccessMode(StrEnum):
     READ_WRITE_ONCE_POD = "ReadWriteOncePod"
 
 
+class Retain(StrEnum):
+    ON_FAILURE = "OnFailure"
+    ALWAYS = "Always"
+    NEVER = "Never"
+
+
 class Workspace(Model):
     """The volume that carries the job from step to step."""
 
@@ -104,6 +110,13 @@ class Workspace(Model):
         min_length=1,
         max_length=3,
         json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    retain: Retain = Field(
+        Retain.ON_FAILURE,
+        description="When the claim that was created outlives its job. OnFailure: once the job has failed, deleting it "
+        "leaves the claim, and with it all checkpoints; a job that is deleted while it runs or is suspended takes its "
+        "claim along. Always: in any case. Never: in none. A kept claim has the label finetune.dev/kept and says in "
+        "the annotation finetune.dev/kept-from whose it was; another job goes on from it by naming it in claimName.",
     )
 
 
@@ -137,6 +150,21 @@ class Retry(Model):
 
     limit: int = Field(
         3, description="Failures in a row without a new checkpoint. Preemptions are not failures.", ge=0, le=100
+    )
+    preemption_limit: int | None = Field(
+        None,
+        description="The job fails after more preemptions than this, since its start or the last retry; never when "
+        "absent.",
+        ge=0,
+        le=10_000,
+    )
+    at: str | None = Field(
+        None,
+        description="Changed to any other text (a time, for example), it starts a Failed job's stage again, with a "
+        "budget and deadlines that begin anew, and ends the pause before the next attempt of one that runs. "
+        "`kubectl finetune retry NAME` does so.",
+        min_length=1,
+        max_length=64,
     )
 
 
@@ -231,10 +259,31 @@ class FineTuneJobSpec(Model):
     retry: Retry = Field(
         default_factory=Retry, description="How often to try again.", json_schema_extra={"default": {}}
     )
+    start_deadline_seconds: int | None = Field(
+        None,
+        description="An attempt whose pods have not all started within this is withdrawn, with the scheduler's words "
+        "for why, and tried again after a pause; it is no failure. Time in which a queue holds it does not count.",
+        ge=1,
+        le=31_536_000,
+    )
     suspend: bool = Field(False, description="Stop after a checkpoint and keep everything; false goes on from there.")
     active_deadline_seconds: int | None = Field(
-        None, description="The job fails when it runs longer than this, suspended time included.", ge=1, le=31_536_000
+        None,
+        description="The job fails when its pods have run longer than this in all. Waiting for pods to start, pauses "
+        "and suspended time do not count.",
+        ge=1,
+        le=31_536_000,
     )
     ttl_seconds_after_finished: int | None = Field(
-        None, description="Delete the job so long after it finished.", ge=0, le=31_536_000
+        None,
+        description="Delete the job so long after it is complete. A failed job stays until ttlSecondsAfterFailed.",
+        ge=0,
+        le=31_536_000,
+    )
+    ttl_seconds_after_failed: int | None = Field(
+        None,
+        description="Delete the job so long after it failed; never when absent. Its workspace stays, unless "
+        "workspace.retain is Never.",
+        ge=0,
+        le=31_536_000,
     )

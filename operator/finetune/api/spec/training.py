@@ -46,6 +46,11 @@ class Optimizer(StrEnum):
     ADAMW_8BIT = "AdamW8bit"
 
 
+class NodeLostPolicy(StrEnum):
+    WAIT = "Wait"
+    FORCE_DELETE = "ForceDelete"
+
+
 class LoRA(Model):
     """Low-rank adaptation."""
 
@@ -337,8 +342,25 @@ class Training(Model):
         None, description="Prompts to answer before and after training, for the report and the model card."
     )
     container: TrainerContainer | None = Field(None, description="Your own trainer instead of ours.")
+    progress_deadline_seconds: int | None = Field(
+        None,
+        description="A running attempt that does no optimizer step for so long (loading the model and evaluating "
+        "count too) hangs: the stacks of all threads go into the pod's log, it is ended, and tried again as after any "
+        "failure. One that reports progress and no longer does is ended by the operator a minute later.",
+        ge=10,
+        le=31_536_000,
+    )
     termination_grace_period_seconds: int = Field(
         300, description="Time for the last checkpoint when the pod is asked to go.", ge=1, le=86_400
+    )
+    on_node_lost: NodeLostPolicy = Field(
+        NodeLostPolicy.WAIT,
+        description="What becomes of a pod of this job that was told to stop and whose machine does not confirm it. "
+        "Wait: nothing new starts until somebody says that the machine is off (status.message has the command). "
+        "ForceDelete: five minutes after the pod should have stopped, when Kubernetes counts its machine as "
+        "unreachable, the operator declares the pod failed and removes it. With that you vouch that an unreachable "
+        "machine is off or fenced by then, as a cloud's node repair sees to: one that only lost its network would go "
+        "on writing to the same volume. Needs the chart's value nodeLost.forceDelete.",
     )
 
     @property

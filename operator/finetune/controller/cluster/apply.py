@@ -14,13 +14,16 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from finetune.api import API_VERSION, KIND
+from finetune.api.contract import SUSPENDED_LABEL
 from finetune.api.status import Progress
 from finetune.controller.cluster.backoff import until_answered
 from finetune.controller.cluster.client import ApiError
-from finetune.controller.cluster.resources import BY_KIND, EVENTS, FINETUNEJOBS
+from finetune.controller.cluster.resources import BY_KIND, CLAIMS, EVENTS, FINETUNEJOBS, PODS
 from finetune.controller.cluster.store import Store
-from finetune.controller.decision.decide import Decision, document
-from finetune.controller.decision.observed import Object, Observed, owner_uid
+from finetune.controller.decision.decide import Child, Decision, document
+from finetune.controller.decision.observed import Object, Observed, condition_of, owner_uid
+from finetune.controller.decision.stages import workspace
+from finetune.controller.decision.stages.signals import NODE_LOST
 from finetune.controller.decision.transitions import event, transitions
 
 FIELD_MANAGER = "finetune-operator"
@@ -47,7 +50,7 @@ class Writer(Protocol):
     async def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]: ...
     async def merge(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]: ...
     async def apply(self, path: str, body: Mapping[str, Any], manager: str) -> dict[str, Any]: ...
-    async def delete(self, path: str, uid: str) -> None: ...
+    async def delete(self, path: str, uid: str, grace_seconds: int | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Applied:
 
     conflicts: tuple[str, ...] = ()
     refused: str = ""
+    found: bool = False
+    """A child was there already that the store did not know: nothing need happen to it any more, so look again."""
 
     def __bool__(self) -> bool:
         return bool(self.conflicts or self.refused)
@@ -75,6 +80,10 @@ class Applier:
     async def apply(self, observed: Observed, decision: Decision) -> Applied:
         """Carry the decision out. Raises ApiError when the server cannot be reached or the job changed meanwhile."""
         job = observed.job
+        for child, change in decision.keep:
+            self._check()
+            path = BY_KIND[child.kind].path(observed.namespace, child.name)
+            self.store.feed(await self.api.merge(path, {"metadata": {"uid": child.uid, **change}}))
         if decision.status is not None:
             job = await self._write_status(observed, decision)
         if decision.progress is not None:
@@ -83,14 +92,38 @@ class Applier:
         for child, wanted in decision.suspend:
             self._check()
             path = BY_KIND[child.kind].path(observed.namespace, child.name)
-            self.store.feed(await self.api.merge(path, {"metadata": {"uid": child.uid}, "spec": {"suspend": wanted}}))
+            labels = {SUSPENDED_LABEL: "true" if wanted else None}
+            body = {"metadata": {"uid": child.uid, "labels": labels}, "spec": {"suspend": wanted}}
+            self.store.feed(await self.api.merge(path, body))
+        for child in decision.force:
+            await self._remove_by_force(observed, child)
         for child in decision.delete:
             self._check()
             await self.api.delete(BY_KIND[child.kind].path(observed.namespace, child.name), child.uid)
+        found = False
         for body in decision.create:
             if applied := await self._create(observed, body):
                 return applied
-        return Applied()
+            found |= applied.found
+        return Applied(found=found)
+
+    async def _remove_by_force(self, observed: Observed, pod: Child) -> None:
+        """What Kubernetes itself does to pods of machines that are out of service: said to have failed, then removed.
+        The Job controller counts the pod as disrupted and lets it go; its finalizer is left to it."""
+        self._check()
+        path = PODS.path(observed.namespace, pod.name)
+        shown = await self.api.get(path)
+        conditions = (shown.get("status") or {}).get("conditions") or []
+        if not condition_of(shown, "DisruptionTarget"):
+            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            said = "the machine is lost, and spec.training.onNodeLost is ForceDelete"
+            disrupted = {"type": "DisruptionTarget", "status": "True", "reason": NODE_LOST, "message": said}
+            conditions = [*conditions, disrupted | {"lastTransitionTime": now}]
+        metadata = {"uid": pod.uid, "resourceVersion": shown["metadata"]["resourceVersion"]}
+        body = {"metadata": metadata, "status": {"phase": "Failed", "conditions": conditions}}
+        self.store.feed(await self.api.merge(f"{path}/status", body))
+        self._check()
+        await self.api.delete(path, pod.uid, grace_seconds=0)
 
     async def _write_status(self, observed: Observed, decision: Decision) -> Object:
         assert decision.status is not None
@@ -121,10 +154,9 @@ class Applier:
             if error.status != 404:
                 raise
             return Applied(conflicts=(f"waiting for {body['kind']} {name} to be gone",))
-        if owner_uid(existing) == observed.uid and "deletionTimestamp" not in existing["metadata"]:
-            self.store.feed(existing)
-            return Applied()
-        whose = "of the former job of this name" if owner_uid(existing) else "that is not the operator's"
+        if _made_for(existing) == observed.uid and "deletionTimestamp" not in existing["metadata"]:
+            return Applied(found=self.store.feed(existing) is not None)
+        whose = "of the former job of this name" if _made_for(existing) else "that is not the operator's"
         return Applied(conflicts=(f"waiting for {body['kind']} {name} {whose} to be gone",))
 
     def _check(self) -> None:
@@ -153,6 +185,11 @@ class Applier:
             _, late = await asyncio.wait(self._told, timeout=_DRAIN_SECONDS)
             for task in late:
                 task.cancel()
+
+
+def _made_for(existing: Object) -> str | None:
+    """The UID of the job that an object was made for; a claim may outlive that job and then has no owner."""
+    return workspace.made_for(existing) if existing["kind"] == CLAIMS.kind else owner_uid(existing)
 
 
 async def write_progress(api: Writer, job: Object, progress: Progress) -> dict[str, Any]:

@@ -63,9 +63,11 @@ class Api:
         query = {"fieldManager": manager, "force": "true"}
         return await self._request("PATCH", path, query=query, body=body, content_type=APPLY)
 
-    async def delete(self, path: str, uid: str) -> None:
+    async def delete(self, path: str, uid: str, grace_seconds: int | None = None) -> None:
         """Delete that very object, its children in the background; gone already is as good."""
-        options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        options: dict[str, Any] = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        if grace_seconds is not None:
+            options["gracePeriodSeconds"] = grace_seconds
         try:
             await self._request("DELETE", path, body=options)
         except ApiError as error:

@@ -75,6 +75,8 @@ class Reconciler:
             if decision.again_at is not None:
                 self.queue.add_after(key, (decision.again_at - now).total_seconds() + 0.05)
             applied = await self.applier.apply(observed, decision)
+            if applied.found:
+                self.queue.add(key)
             if not applied:
                 return
 

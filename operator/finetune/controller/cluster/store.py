@@ -14,7 +14,7 @@ import orjson
 
 from finetune.api import KIND
 from finetune.api.contract import JOB_LABEL
-from finetune.controller.decision.observed import Object, Observed, Warned
+from finetune.controller.decision.observed import Object, Observed, Warned, finished, job_of_pod, parent_of, terminal
 
 Key = tuple[str, str]
 """Namespace and name of a FineTuneJob."""
@@ -31,7 +31,7 @@ _METADATA = (
     "ownerReferences",
 )
 _PARTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "Job": (("suspend",), ("conditions", "active", "ready", "terminating")),
+    "Job": (("suspend",), ("conditions", "startTime", "active", "ready", "terminating")),
     "Pod": (
         ("nodeName",),
         ("phase", "reason", "message", "conditions", "initContainerStatuses", "containerStatuses"),
@@ -40,6 +40,8 @@ _PARTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 _CONTAINER = ("name", "state")
 _REMEMBERED = 4096
+_DEPARTED = 256
+"""Children that ended and vanished before anybody looked; those whose job was visited since are of no use any more."""
 
 
 class _Seen(NamedTuple):
@@ -58,8 +60,12 @@ class Store:
     def __init__(self) -> None:
         self._objects: dict[tuple[str, str, str], _Seen] = {}
         self._children: defaultdict[Key, set[tuple[str, str, str]]] = defaultdict(set)
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._gone: OrderedDict[str, int | None] = OrderedDict()
+        """UIDs that left, with the version that each left at; None for what was deleted for certain."""
+
         self._warnings: OrderedDict[str, Warned] = OrderedDict()
+        self._departed: OrderedDict[str, _Seen] = OrderedDict()
+        self._claims: defaultdict[Key, dict[Key, tuple[bool, str, str] | None]] = defaultdict(dict)
 
     def feed(self, item: Object) -> Key | None:
         """Take in an object as some answer or event showed it; the job it concerns, None when it was no news.
@@ -71,19 +77,25 @@ class Store:
         key = (str(item["kind"]), str(metadata["namespace"]), str(metadata["name"]))
         known = self._objects.get(key)
         version = int(metadata["resourceVersion"])
-        if metadata["uid"] in self._gone or (known is not None and known.version >= version):
+        if self._left(str(metadata["uid"]), version) or (known is not None and known.version >= version):
             return None
+        self._gone.pop(str(metadata["uid"]), None)
         job = job_of(item)
         # orjson leaves its whole buffer (8 KiB) behind a short text: only a copy is as short as the text.
         text = bytes(memoryview(orjson.dumps(slim(item), default=dict)))
         self._objects[key] = _Seen(str(metadata["uid"]), version, job, text)
         if key[0] != KIND:
             self._children[job].add(key)
+        elif claim := _claim_of(item):
+            self._claims[key[1], claim][job] = _turn(item)
         return job
 
-    def remove(self, kind: str, namespace: str, name: str, uid: str) -> Key | None:
-        """Take in that an object is gone; the job it concerned."""
-        self._gone[uid] = None
+    def remove(self, kind: str, namespace: str, name: str, uid: str, last: Object | None = None) -> Key | None:
+        """Take in that an object left our view, `last` as it was then; the job it concerned.
+
+        A watch tells the loss of a label and a deletion alike, and who gets the label back comes back, newer. Without
+        its last state it is deleted: nothing that is still said of it counts."""
+        self._gone[uid] = int(last["metadata"]["resourceVersion"]) if last else None
         if len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)
         self._warnings.pop(uid, None)
@@ -92,6 +104,7 @@ class Store:
         if known is None or known.uid != uid:
             return None
         del self._objects[key]
+        self._keep_what_ended(known, {**last, "kind": kind} if last else known.item())
         children = self._children.get(known.job)
         if children is not None:
             children.discard(key)
@@ -123,13 +136,55 @@ class Store:
         for child in sorted(self._children.get(key, ())):
             children[child[0]].append(self._objects[child].item())
         uids = [item["metadata"]["uid"] for items in children.values() for item in items]
+        item = job.item()
         return Observed(
-            job=job.item(),
+            job=item,
             jobs=tuple(children["Job"]),
             pods=tuple(children["Pod"]),
             claims=tuple(children["PersistentVolumeClaim"]),
+            departed=tuple(seen.item() for seen in self._departed.values() if seen.job == key),
+            claim_held_by=self._holder(key, item),
             warnings=tuple(self._warnings[uid] for uid in uids if uid in self._warnings),
         )
+
+    def _left(self, uid: str, version: int) -> bool:
+        """Whether an object left after that version of it."""
+        at = self._gone.get(uid, -1)
+        return at is None or at >= version
+
+    def _keep_what_ended(self, known: _Seen, last: Object) -> None:
+        """Remember how a child ended that vanished at once: one with a ttl may do so before its job is visited."""
+        ended = finished(last) if last["kind"] == "Job" else last["kind"] == "Pod" and terminal(last)
+        if ended and (KIND, *known.job) in self._objects:
+            text = bytes(memoryview(orjson.dumps(slim(last), default=dict)))
+            self._departed[known.uid] = _Seen(known.uid, known.version, known.job, text)
+            if len(self._departed) > _DEPARTED:
+                self._departed.popitem(last=False)
+
+    def _holder(self, key: Key, item: Object) -> str:
+        """The job that works in the claim which this one brings, if another one does: whichever began first, or was
+        made first, and whoever still has a pod that runs."""
+        if not (claim := _claim_of(item)):
+            return ""
+        users, mine = self._claims[key[0], claim], _turn(item)
+        for other, turn in list(users.items()):
+            known = self._objects.get((KIND, *other))
+            if other == key:
+                continue
+            if self._runs(other) or (known and turn and (mine is None or turn < mine)):
+                if known is None or _claim_of(known.item()) == claim:
+                    return other[1]
+                del users[other]  # it names another one meanwhile
+            elif known is None:
+                del users[other]
+        return ""
+
+    def _runs(self, key: Key) -> bool:
+        """Whether something of that job is left that may still write: it may be finished, or gone itself."""
+        children = [self._objects[child].item() for child in self._children.get(key, ())]
+        pods = (pod for pod in children if job_of_pod(pod) and not terminal(pod))
+        jobs = (job for job in children if parent_of(job) and not finished(job))
+        return any(pods) or any(jobs)
 
     def jobs(self) -> Iterator[Object]:
         """All FineTuneJobs."""
@@ -155,11 +210,39 @@ def job_of(item: Object) -> Key:
     return str(metadata["namespace"]), str(name)
 
 
+def _claim_of(job: Object) -> str:
+    """The claim that a FineTuneJob brings; empty when it gets one of its own."""
+    return str(((job.get("spec") or {}).get("workspace") or {}).get("claimName") or "")
+
+
+def _turn(item: Object) -> tuple[bool, str, str] | None:
+    """The place of a FineTuneJob among those that bring the same claim, the first the lowest; None when it is not
+    going to work in it: it has finished, or has not begun and is suspended."""
+    status, metadata = item.get("status") or {}, item["metadata"]
+    begun = "startTime" in status
+    if "completionTime" in status or (not begun and (item.get("spec") or {}).get("suspend")):
+        return None
+    return not begun, str(status.get("startTime") or metadata["creationTimestamp"]), str(metadata["name"])
+
+
+def _writer_of_suspend(metadata: Mapping[str, Any]) -> str:
+    """Who wrote spec.suspend last, as the server calls them; empty when it does not say."""
+    fields = [
+        entry
+        for entry in metadata.get("managedFields") or ()
+        if "f:suspend" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
+    ]
+    newest = max(fields, key=lambda entry: str(entry.get("time", "")), default=None)
+    return str(newest.get("manager", "")) if newest else ""
+
+
 def slim(item: Object) -> Object:
     """The parts that decisions look at."""
     metadata = {key: item["metadata"][key] for key in _METADATA if key in item["metadata"]}
     kind = item["kind"]
     kept: dict[str, Any] = {"kind": kind, "metadata": metadata}
+    if kind == "Job" and (item.get("spec") or {}).get("suspend"):
+        kept["suspendedBy"] = _writer_of_suspend(item["metadata"])
     if kind == KIND:
         kept |= {"spec": item.get("spec") or {}, "status": item.get("status") or {}}
     else:

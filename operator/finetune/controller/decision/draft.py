@@ -8,8 +8,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune.api.conditions import ConditionStatus, ConditionType, initial, is_true, shortened, with_condition
+from finetune.api.conditions import (
+    ConditionStatus,
+    ConditionType,
+    initial,
+    is_true,
+    shortened,
+    summarised,
+    with_condition,
+)
 from finetune.api.contract import CONDITIONS, PARTS, Step, StepReport
+from finetune.api.reasons import Reason
 from finetune.api.spec import Model
 from finetune.api.status import (
     Attempts,
@@ -21,6 +30,7 @@ from finetune.api.status import (
     TokensStatus,
     TrainingStatus,
 )
+from finetune.controller.decision import budget
 from finetune.controller.decision.findings import sentence
 from finetune.controller.decision.stages.attempt import State, StepState
 
@@ -79,6 +89,35 @@ class Draft:
         """What the job waits for, for status.message."""
         self.update(message=shortened(message, 4096))
 
+    def runs(self, running: bool, *, training: bool = False) -> None:
+        """Whether pods of the job run: the time in which they do is reckoned up, that of training apart too."""
+        since, seconds = self.status.active_since, self.status.active_seconds or 0
+        if running and since is None:
+            self.update(active_since=self.now, active_seconds=seconds)
+        elif not running and since is not None:
+            ran = int((self.now - since).total_seconds())
+            self.update(active_since=None, active_seconds=seconds + ran)
+            if training:
+                sofar = self.attempts.training_seconds or 0
+                self.update(attempts=self.attempts.model_copy(update={"training_seconds": sofar + ran}))
+
+    def reckon_goodput(self) -> None:
+        """Training is done: what share of the pods' time led to the result."""
+        training, ran = self.status.training, self.attempts.training_seconds
+        if training is not None and training.seconds is not None and ran:
+            share = round(min(1.0, training.seconds / ran), 3)
+            self.update(attempts=self.attempts.model_copy(update={"goodput": share}))
+
+    def idles(self) -> None:
+        """Nothing of the job runs at the moment."""
+        begun = self.status.phase not in (None, Phase.PENDING) or self.holds(ConditionType.MODEL_DOWNLOADED)
+        self.update(phase=Phase.WAITING if begun else Phase.PENDING)
+
+    def finished(self) -> FineTuneJobStatus:
+        """The status as it is to be written."""
+        conditions = summarised(self.status.conditions or (), now=self.now, generation=self.generation)
+        return self.status.model_copy(update={"conditions": list(conditions)})
+
     def take_in(self, state: StepState, *, settled: bool) -> None:
         """What one step of the running stage shows: its condition, and the part of status that it reported.
 
@@ -91,9 +130,10 @@ class Draft:
         if self.holds(kind):
             return
         if state.state == State.DONE and settled:
-            self.set(kind, ConditionStatus.TRUE, "Succeeded", sentence(state.step, self.status))
+            said = "; ".join(filter(None, (sentence(state.step, self.status), state.note)))
+            self.set(kind, ConditionStatus.TRUE, Reason.SUCCEEDED, said)
         elif state.state == State.RUNNING:
-            self.set(kind, ConditionStatus.FALSE, "Running")
+            self.set(kind, ConditionStatus.FALSE, Reason.RUNNING)
 
     def _report(self, step: Step, report: StepReport) -> None:
         """Merge a report into its part of status; whatever does not fit the API is dropped, field by field."""
@@ -112,17 +152,39 @@ class Draft:
             document[key] = value
         self.update(**{field: model.model_validate(document)})
 
+    def doom(self, reason: str, message: str) -> None:
+        """The job is to end without success as soon as nothing of it runs any more."""
+        self.set(ConditionType.FAILURE_TARGET, ConditionStatus.TRUE, reason, message)
+        self.update(phase=Phase.STOPPING)
+
     def fail(self, reason: str, message: str) -> None:
-        """The job ends without success."""
+        """The job ends without success; nothing of it runs."""
+        self.set(ConditionType.FAILURE_TARGET, ConditionStatus.TRUE, reason, message)
         self.set(ConditionType.FAILED, ConditionStatus.TRUE, reason, message)
-        self.set(ConditionType.COMPLETE, ConditionStatus.FALSE, "Failed")
+        self.set(ConditionType.COMPLETE, ConditionStatus.FALSE, Reason.FAILED)
+        self._no_longer_suspended()
+        self.runs(False)
         self.update(phase=Phase.FAILED, completion_time=self.now)
         if self.status.attempts:
-            self.update(attempts=self.status.attempts.model_copy(update={"retry_after": None}))
+            self.update(attempts=budget.stopped(self.status.attempts, reason, message, self.now))
         self.say(message)
 
     def complete(self) -> None:
         """The job ends with success."""
-        self.set(ConditionType.COMPLETE, ConditionStatus.TRUE, "Succeeded")
-        self.set(ConditionType.FAILED, ConditionStatus.FALSE, "Succeeded")
+        self.set(ConditionType.COMPLETE, ConditionStatus.TRUE, Reason.SUCCEEDED)
+        for kind in (ConditionType.FAILURE_TARGET, ConditionType.FAILED):
+            self.set(kind, ConditionStatus.FALSE, Reason.SUCCEEDED)
+        self._no_longer_suspended()
+        self.runs(False)
         self.update(phase=Phase.COMPLETE, completion_time=self.now)
+
+    def retry(self) -> None:
+        """A job that failed goes on."""
+        for kind in (ConditionType.FAILURE_TARGET, ConditionType.FAILED, ConditionType.COMPLETE):
+            self.set(kind, ConditionStatus.FALSE, Reason.RETRYING)
+        begun = self.status.start_time is not None
+        self.update(phase=Phase.WAITING if begun else Phase.PENDING, completion_time=None)
+
+    def _no_longer_suspended(self) -> None:
+        if self.holds(ConditionType.SUSPENDED):
+            self.set(ConditionType.SUSPENDED, ConditionStatus.FALSE, Reason.FINISHED)

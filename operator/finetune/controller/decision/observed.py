@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from finetune.api import API_VERSION, KIND
-from finetune.api.contract import ATTEMPT_LABEL, JOB_UID_LABEL, STAGE_LABEL
+from finetune.api.contract import ATTEMPT_LABEL, OPERATOR_LABEL, STAGE_LABEL, SUSPENDED_LABEL
 from finetune.api.spec import FineTuneJobSpec
 from finetune.api.status import FineTuneJobStatus
 
@@ -28,15 +29,29 @@ class Warned:
     message: str
 
 
+class Owner(NamedTuple):
+    """The controller of an object, as the object's ownerReferences name it."""
+
+    name: str
+    uid: str
+
+
 @dataclass(frozen=True)
 class Observed:
-    """The whole state that a decision is made from."""
+    """The whole state that a decision is made from. What is whose is told by the UID of its controller: labels say
+    only what to look at, and a copy of them makes nothing a child."""
 
     job: Object
     jobs: tuple[Object, ...] = ()
     pods: tuple[Object, ...] = ()
     claims: tuple[Object, ...] = ()
+    departed: tuple[Object, ...] = ()
+    """Jobs and pods as they were when they vanished after their end: what they came to still counts."""
+
     warnings: tuple[Warned, ...] = ()
+    claim_held_by: str = ""
+    """The job that works in the same claim of the user's own, if there is one before this."""
+
     conflicts: tuple[str, ...] = ()
     """What the server said against creating a child, as sentences: names that are taken, quotas. It may pass."""
 
@@ -77,22 +92,44 @@ class Observed:
         """The status as last seen; what cannot be read counts as never written."""
         return status_of(self.job)
 
+    @property
+    def operator(self) -> str:
+        """The operator that the job is for; empty for the one without a name."""
+        return str((self.job["metadata"].get("labels") or {}).get(OPERATOR_LABEL, ""))
+
     def owned(self, objects: tuple[Object, ...]) -> tuple[Object, ...]:
-        """Those that belong to this very job."""
+        """Those that this very job controls."""
         return tuple(item for item in objects if owner_uid(item) == self.uid)
 
     def former(self, objects: tuple[Object, ...]) -> tuple[Object, ...]:
-        """Those that belong to another job that had, or has, this name."""
+        """Those that another job controls, which had this name."""
         return tuple(item for item in objects if owner_uid(item) not in (self.uid, None))
 
     def attempts(self, stage: str) -> dict[int, Object]:
-        """This job's child Jobs of a stage, by attempt number, lowest first."""
-        found = {attempt_of(item): item for item in self.owned(self.jobs) if stage_of(item) == stage}
+        """This job's child Jobs of a stage, by attempt number, lowest first; those that vanished after their end, too,
+        unless there is another one."""
+        found = {
+            attempt_of(item): item
+            for item in (*self.departed, *self.jobs)
+            if stage_of(item) == stage and (owner := parent_of(item)) and owner.uid == self.uid
+        }
         return dict(sorted(found.items()))
 
     def pods_of(self, stage: str, attempt: int) -> tuple[Object, ...]:
-        """This job's pods of one attempt."""
-        return tuple(pod for pod in self.owned(self.pods) if stage_of(pod) == stage and attempt_of(pod) == attempt)
+        """The pods of one attempt: those whose controller is its Job, the one that is there or the one in status."""
+        child = self.attempts(stage).get(attempt)
+        history = (self.status.attempts.history if self.status.attempts else None) or ()
+        uids = {item.job_uid for item in history if (item.stage, item.number) == (stage, attempt)} - {None}
+        uids |= {str(child["metadata"]["uid"])} if child else set()
+        return tuple(pod for pod in (*self.departed, *self.pods) if (job := job_of_pod(pod)) and job.uid in uids)
+
+    @property
+    def running(self) -> tuple[Object, ...]:
+        """Every pod that may still run for a job of this name: this one's, a former one's, or of a Job that is gone.
+        Believed by its controller's name alone, because the Job may be gone: it holds up what is new, no more."""
+        names = re.compile(rf"{re.escape(self.name)}-[a-z]+-[0-9]+")
+        alive = (pod for pod in self.pods if not terminal(pod))
+        return tuple(pod for pod in alive if (job := job_of_pod(pod)) and names.fullmatch(job.name))
 
     def warning(self, item: Object, kind: str) -> Warned | None:
         """The newest warning about that object."""
@@ -110,14 +147,35 @@ def status_of(job: Object) -> FineTuneJobStatus:
         return FineTuneJobStatus()
 
 
+def child_name(job: str, stage: str, attempt: int) -> str:
+    """The name of an attempt's Job: deterministic, so that a repeated creation meets itself as a 409."""
+    return f"{job}-{stage}-{attempt}"
+
+
+def controller_of(item: Object, kind: str, version: str) -> Owner | None:
+    """The controller of an object, if it is of that kind: the one way by which anything is said to belong to it."""
+    for owner in item["metadata"].get("ownerReferences") or ():
+        if owner.get("controller") and owner.get("kind") == kind and owner.get("apiVersion") == version:
+            return Owner(str(owner["name"]), str(owner["uid"]))
+    return None
+
+
 def owner_uid(item: Object) -> str | None:
-    """The UID of the FineTuneJob that a child belongs to: its controller, or for a pod the label that its Job gave."""
-    metadata = item["metadata"]
-    for owner in metadata.get("ownerReferences") or ():
-        if owner.get("controller") and owner.get("kind") == KIND and owner.get("apiVersion") == API_VERSION:
-            return str(owner["uid"])
-    label = (metadata.get("labels") or {}).get(JOB_UID_LABEL)
-    return str(label) if label else None
+    """The UID of the FineTuneJob that controls a child; None when none does."""
+    owner = controller_of(item, KIND, API_VERSION)
+    return owner.uid if owner else None
+
+
+def parent_of(job: Object) -> Owner | None:
+    """The FineTuneJob that a Job is an attempt of. A copy of one, ownerReferences and all, has another name."""
+    owner = controller_of(job, KIND, API_VERSION) if job["kind"] == "Job" else None
+    named = owner and child_name(owner.name, stage_of(job), attempt_of(job))
+    return owner if job["metadata"]["name"] == named else None
+
+
+def job_of_pod(pod: Object) -> Owner | None:
+    """The Job that controls a pod."""
+    return controller_of(pod, "Job", "batch/v1") if pod["kind"] == "Pod" else None
 
 
 def stage_of(item: Object) -> str:
@@ -158,3 +216,26 @@ def condition_of(item: Object, kind: str) -> Object | None:
 def moment(text: str) -> datetime:
     """An API timestamp."""
     return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def finished(child: Object) -> bool:
+    """Whether a Job has ended, and no pod of it runs or will.
+
+    FailureTarget and SuccessCriteriaMet come before the end: pods may still be writing. Its status says how many are;
+    a server that does not count those that are told to stop has to say Failed or Complete."""
+    if any(condition_of(child, kind) for kind in ("Complete", "Failed")):
+        return True
+    status = child.get("status") or {}
+    decided = any(condition_of(child, kind) for kind in ("FailureTarget", "SuccessCriteriaMet"))
+    return decided and not status.get("active") and status.get("terminating") == 0
+
+
+def busy(child: Object) -> bool:
+    """Whether the Job counts pods that run or are told to stop."""
+    status = child.get("status") or {}
+    return not finished(child) and bool(status.get("active") or status.get("terminating"))
+
+
+def suspended_here(child: Object) -> bool:
+    """Whether it was this operator that suspended the Job."""
+    return SUSPENDED_LABEL in (child["metadata"].get("labels") or {})

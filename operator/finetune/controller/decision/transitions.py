@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from finetune.api import API_VERSION, KIND
 from finetune.api.conditions import ConditionStatus, ConditionType
+from finetune.api.reasons import Reason
 from finetune.api.status import AttemptOutcome, FineTuneJobStatus
 from finetune.controller.decision import budget
 from finetune.controller.decision.observed import Observed
@@ -28,7 +29,7 @@ _TEXTS = {
     ConditionType.SUSPENDED: "the job is suspended",
 }
 
-_QUIET = ("NotNeeded", "NotSuspended", "Running", "Pending")
+_QUIET = (Reason.NOT_NEEDED,)
 
 
 class Transition(NamedTuple):
@@ -46,7 +47,7 @@ def transitions(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator
     for condition in after.conditions or ():
         if condition.status != ConditionStatus.TRUE or known.get(condition.type) == condition.status:
             continue
-        if condition.reason in _QUIET:
+        if condition.type not in _TEXTS or condition.reason in _QUIET:
             continue
         failed = condition.type == ConditionType.FAILED
         message = condition.message or _TEXTS[condition.type]
@@ -54,20 +55,37 @@ def transitions(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator
         yield Transition(
             "Warning" if failed else "Normal", condition.reason if failed else condition.type, message, when
         )
-    ends = {(item.stage, item.number) for item in (before.attempts or budget.NONE).history or () if _ended(item)}
-    for item in (after.attempts or budget.NONE).history or ():
-        if _ended(item) and (item.stage, item.number) not in ends and item.outcome != AttemptOutcome.SUCCEEDED:
-            message = f"{item.stage} attempt {item.number}: {item.reason}: {item.message}"
-            yield Transition("Warning", item.outcome, message, f"{item.stage}-{item.number}")
+    retried = after.attempts.retried_at if after.attempts else None
+    if retried and known.get(ConditionType.FAILED) == ConditionStatus.TRUE and after.completion_time is None:
+        yield Transition("Normal", Reason.RETRYING, "the job goes on where it failed", retried)
+    yield from _attempts(before, after)
     if after.message != before.message and after.message and after.message.startswith(_TELLING):
         yield Transition("Warning", "Waiting", after.message, "")
 
 
-_TELLING = ("the pod cannot be created", "the workspace volume is not provisioned", "waits for the claim")
+def _attempts(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Transition]:
+    """Which attempts started and ended."""
+    known = {(item.stage, item.number): item for item in (before.attempts or budget.NONE).history or ()}
+    for item in (after.attempts or budget.NONE).history or ():
+        former = known.get((item.stage, item.number))
+        name, identity = f"{item.stage} attempt {item.number}", f"{item.stage}-{item.number}"
+        if former is None and not budget.is_over(item):
+            where = f" on node {item.node}" if item.node else ""
+            yield Transition("Normal", "AttemptStarted", f"{name} started{where}", identity)
+        if budget.is_over(item) and (former is None or not budget.is_over(former)):
+            if item.outcome == AttemptOutcome.SUCCEEDED:
+                yield Transition("Normal", "AttemptSucceeded", f"{name} succeeded", identity)
+            else:
+                yield Transition("Warning", item.outcome, f"{name}: {item.reason}: {item.message}", identity)
 
 
-def _ended(item: Any) -> bool:
-    return item.outcome not in budget.OPEN
+_TELLING = (
+    "the pod cannot be created",
+    "the workspace volume is not provisioned",
+    "waits for the claim",
+    "held by",
+    "NodeLost",
+)
 
 
 def event(observed: Observed, transition: Transition, now: datetime, instance: str) -> dict[str, Any]:

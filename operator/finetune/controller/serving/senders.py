@@ -14,18 +14,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from finetune.api import API_VERSION, KIND
 from finetune.api.contract import CONTAINERS, TOKEN_AUDIENCE, Step
 from finetune.controller.cluster.client import ApiError
 from finetune.controller.cluster.resources import FINETUNEJOBS, JOBS, PODS, TOKEN_REVIEWS, Resource
 from finetune.controller.cluster.store import Store
-from finetune.controller.decision.observed import Object, container_statuses, terminal
+from finetune.controller.decision.observed import Object, container_statuses, job_of_pod, parent_of, terminal
 
 _CACHE_SECONDS = 300.0
 _CACHE_SIZE = 10_000
 _REVIEWS_AT_ONCE = 8
 """Whoever sends invented tokens keeps the API server no busier than this."""
 
+_NOBODYS = "the pod belongs to no FineTuneJob"
 _EXTRA = "authentication.kubernetes.io/"
 
 
@@ -63,10 +63,12 @@ class Senders:
         pod = await self._object(PODS, bearer.namespace, bearer.pod, bearer.uid)
         if terminal(pod):
             raise ForbiddenError("the pod has ended")
-        job_uid, job_name = _controller(pod, "Job", "batch/v1")
-        job = await self._object(JOBS, bearer.namespace, job_name, job_uid)
-        uid, name = _controller(job, KIND, API_VERSION)
-        return await self._object(FINETUNEJOBS, bearer.namespace, name, uid), _running_step(pod)
+        if (owner := job_of_pod(pod)) is None:
+            raise ForbiddenError(_NOBODYS)
+        job = await self._object(JOBS, bearer.namespace, *owner)
+        if (owner := parent_of(job)) is None:
+            raise ForbiddenError(_NOBODYS)
+        return await self._object(FINETUNEJOBS, bearer.namespace, *owner), _running_step(pod)
 
     async def _review(self, token: str) -> _Bearer:
         digest = hashlib.sha256(token.encode()).digest()
@@ -106,13 +108,6 @@ class Senders:
         if found["metadata"]["uid"] != uid:
             raise ForbiddenError(f"the {resource.kind} {name} is another one")
         return found
-
-
-def _controller(item: Object, kind: str, version: str) -> tuple[str, str]:
-    for owner in item["metadata"].get("ownerReferences") or ():
-        if owner.get("controller") and owner.get("kind") == kind and owner.get("apiVersion") == version:
-            return str(owner["uid"]), str(owner["name"])
-    raise ForbiddenError("the pod belongs to no FineTuneJob")
 
 
 def _running_step(pod: Object) -> Step:

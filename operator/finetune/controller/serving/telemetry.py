@@ -106,9 +106,15 @@ def progress(report: Report, step: Step, before: Progress | None, now: datetime)
         "remaining": "" if seconds is None or percent == 100 else duration(seconds),
         "estimatedCompletionTime": None if seconds is None else now + timedelta(seconds=seconds),
         "lastUpdateTime": now,
+        "lastAdvanceTime": before.last_advance_time if before and same and _stands(before, current) else now,
         "summary": summary(percent, document.get("current"), document.get("total"), document.get("unit")),
     }
     return Progress.model_validate(document)
+
+
+def _stands(before: Progress, current: int | None) -> bool:
+    """Whether nothing more is done than before; a report that does not count says nothing about it."""
+    return current is not None and before.current == current
 
 
 def summary(percent: int, current: int | None, total: int | None, unit: str | None) -> str:

@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from finetune.steps.runtime.progress import Progress
 from finetune.steps.workspace.base_model import base_model
 from finetune.steps.workspace.data_parts import Parts, write_parts
 from finetune.steps.workspace.end_tokens import EndToken, write_end_tokens
-from finetune.steps.workspace.staging import digest, publish
+from finetune.steps.workspace.staging import digest, publish, published
 from finetune.steps.workspace.token_record import FILE, read_record
 from finetune.steps.workspace.training_data import TRAIN, VALIDATION
 
@@ -63,20 +64,26 @@ MAX_WARNINGS = 16
 MAX_END_TOKENS = 16
 """Names in `DatasetStatus.end_tokens`."""
 
+CREATED = "created"
+"""Holds the day that the chat template printed; only where it prints one."""
+
 log = logging.getLogger(__name__)
 
 
 def run(job: StepJob, layout: Layout) -> StepReport:
     """Write `dataset/train` and, if rows are held out, `dataset/validation`; report what they hold."""
     model = base_model(layout)
+    dated = _prints_date(model)
     inputs = {
         "sources": [identity(source, layout, f"spec.dataset.{place}") for place, source in job.spec.dataset.places()],
         "dataset": job.spec.dataset.wire(),
         "objective": job.spec.training.objective,
         "seed": job.spec.training.seed,
-        "created": job.created if _prints_date(model) else None,
+        "created": job.created if dated else None,
         "tokenizer": _tokenizer_digest(model),
     }
+    if dated and (former := _day_of_former(layout, inputs)):
+        inputs |= {"created": former}
     result = publish(layout.dataset, inputs, lambda folder: _Loading(job, layout, model, folder).write())
     return StepReport(step=Step.LOAD_DATASET, result=result)
 
@@ -138,6 +145,8 @@ class _Loading:
         if warnings:
             result["warnings"] = warnings[:MAX_WARNINGS]
         shutil.rmtree(self.folder / ".encoded", ignore_errors=True)
+        if _prints_date(self.model):
+            (self.folder / CREATED).write_text(self.job.created.isoformat())
         return result
 
     def _open(self, place: str, source: DatasetSource, cache: Path) -> _Source:
@@ -437,6 +446,15 @@ def _tokenizer_digest(model: Path) -> str:
 def _prints_date(model: Path) -> bool:
     """Whether the chat template asks what day it is, so that the ids depend on it."""
     return any("strftime_now" in (model / name).read_text() for name in TOKENIZER_FILES if (model / name).is_file())
+
+
+def _day_of_former(layout: Layout, inputs: Mapping[str, Any]) -> datetime | None:
+    """The day that the data here were made on, where they are this job's but for that and training on them has begun:
+    a job that goes on from another one's checkpoints needs the very same ids."""
+    if not any(layout.checkpoints.glob("step-*")) or not (layout.dataset / CREATED).is_file():
+        return None
+    former = datetime.fromisoformat((layout.dataset / CREATED).read_text())
+    return former if published(layout.dataset, {**inputs, "created": former}) is not None else None
 
 
 def _must_be_fast(tokenizer: Any) -> None:

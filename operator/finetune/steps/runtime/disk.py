@@ -45,7 +45,8 @@ def _disk_full(folder: Path, needed: int, what: str) -> StepFailure:
         ExitCode.BAD_CONFIGURATION,
         "DiskFull",
         f"{what} takes {in_words(needed)}, the workspace has {in_words(free)} left",
-        "Enlarge spec.workspace.size (or the claim in spec.workspace.claimName), delete and apply the job anew.",
+        "Enlarge the workspace's claim (kubectl edit pvc) and try again: kubectl finetune retry. Where its storage "
+        "class cannot grow, apply the job anew with a larger spec.workspace.size.",
     )
 
 

@@ -45,7 +45,8 @@ def failure_of(error: Exception) -> StepFailure:
             ExitCode.BAD_CONFIGURATION,
             "DiskFull",
             f"No space left: {error}",
-            "Enlarge spec.workspace.size (or the claim), delete and apply the job anew.",
+            "Enlarge the workspace's claim (kubectl edit pvc) and try again: kubectl finetune retry. Where its storage "
+            "class cannot grow, apply the job anew with a larger spec.workspace.size.",
         )
     if isinstance(error, OSError):
         return StepFailure(ExitCode.IO_ERROR, "IOError", str(error), "The operator tries again.")

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -37,6 +38,7 @@ from finetune.steps.train.checkpoints.environment import pinned
 from finetune.steps.train.distributed.outcome import Outcome, read_outcomes
 from finetune.steps.train.distributed.peers import Place, met
 from finetune.steps.train.plan import Plan
+from finetune.steps.train.pulse import PULSE, Watchman
 from finetune.steps.train.reporting.attempts import Attempts
 from finetune.steps.train.stop import die_with_parent
 from finetune.steps.workspace.staging import published
@@ -66,10 +68,14 @@ def run(job: StepJob, layout: Layout) -> StepReport:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         (folder / "job.json").write_text(job.model_dump_json(by_alias=True, exclude_none=True))
-        with _workers(plan, place, folder, _environment(layout, folder, plan, newest)) as workers:
+        environment = _environment(layout, folder, plan, newest)
+        with (
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as pulse,
+            _workers(plan, place, folder, environment | {PULSE: pulse}) as workers,
+        ):
             peers.watch(workers.abandon)
-            returned = workers.wait()
-        outcome = _outcome(returned, workers.stopped, read_outcomes(folder), checkpoints, plan.devices_here)
+            returned = workers.wait(plan.training.progress_deadline_seconds, Path(pulse))
+        outcome = _outcome(returned, workers, read_outcomes(folder), checkpoints, plan)
         outcome = peers.why(outcome)
         peers.farewell(outcome)
     shutil.rmtree(folder, ignore_errors=True)
@@ -115,12 +121,21 @@ class _Workers:
 
     def __init__(self, process: subprocess.Popen[bytes], several: bool) -> None:
         self.stopped = False
+        self.hung = False
         self._process = process
         self._several = several
 
-    def wait(self) -> int:
-        """Their common exit code; negative for a signal."""
-        return self._process.wait()
+    def wait(self, patience: int | None, pulse: Path) -> int:
+        """Their common exit code; negative for a signal. With patience for so many seconds they are ended when none of
+        them has got on for longer."""
+        if patience is None:
+            return self._process.wait()
+        watchman = Watchman(pulse, patience, self._ranks, self.abandon)
+        try:
+            return self._process.wait()
+        finally:
+            watchman.dismiss()
+            self.hung = watchman.found_hanging
 
     def abandon(self) -> None:
         """End them at once: another pod is gone, and nothing that they still do will come to an end."""
@@ -131,9 +146,13 @@ class _Workers:
         """A signal handler that passes the request on. torchrun itself would grant its workers 30 seconds only, so it
         is asked only before it has any."""
         self.stopped = True
-        for process in (_children(self._process.pid) if self._several else []) or [self._process.pid]:
+        for process in self._ranks() or [self._process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)
+
+    def _ranks(self) -> list[int]:
+        """The training processes; none yet while torchrun starts them."""
+        return _children(self._process.pid) if self._several else [self._process.pid]
 
 
 @contextlib.contextmanager
@@ -204,8 +223,13 @@ def _children(process: int) -> list[int]:
         return []
 
 
-def _outcome(returned: int, stopped: bool, outcomes: list[Outcome], checkpoints: Checkpoints, expected: int) -> Outcome:
+def _outcome(
+    returned: int, workers: _Workers, outcomes: list[Outcome], checkpoints: Checkpoints, plan: Plan
+) -> Outcome:
     """How the run ended, from what the workers left and how they went."""
+    stopped, expected = workers.stopped, plan.devices_here
+    if workers.hung:
+        return Outcome.of(_hung(plan, checkpoints.latest()))
     if outcomes and outcomes[0].code not in (ExitCode.OK, ExitCode.PREEMPTED):
         return outcomes[0]
     if returned == 0 and len(outcomes) == expected and all(outcome.code == ExitCode.OK for outcome in outcomes):
@@ -227,6 +251,18 @@ def _outcome(returned: int, stopped: bool, outcomes: list[Outcome], checkpoints:
     how = f"by signal {signal.Signals(-returned).name}" if returned < 0 else f"with exit code {returned}"
     return Outcome.of(
         StepFailure(ExitCode.UNAVAILABLE, "Crashed", f"the training process ended {how}", "The pod's log says more.")
+    )
+
+
+def _hung(plan: Plan, newest: Checkpoint | None) -> StepFailure:
+    where = f"; the checkpoint after step {newest.step} is safe" if newest else ""
+    seconds = plan.training.progress_deadline_seconds
+    return StepFailure(
+        ExitCode.UNAVAILABLE,
+        "Hung",
+        f"no step was done for {seconds} s, spec.training.progressDeadlineSeconds{where}",
+        "The pod's log has the stacks of all threads. Raise the deadline if loading, a step or an evaluation is slow.",
+        result={"checkpoint": newest.status()} if newest else None,
     )
 
 

@@ -26,6 +26,7 @@ from finetune.steps.runtime.progress import Progress  # noqa: E402
 from finetune.steps.train.checkpoints.checkpoint import Checkpoint, Checkpoints  # noqa: E402
 from finetune.steps.train.distributed.outcome import Outcome  # noqa: E402
 from finetune.steps.train.plan import Plan  # noqa: E402
+from finetune.steps.train.pulse import show_stacks_when_asked  # noqa: E402
 
 UNUSED = ("datasets", "sklearn", "tensorboard", "pandas")
 """Packages that transformers imports when they are there. This training uses none; each would lengthen every start."""
@@ -35,6 +36,7 @@ def main() -> int:
     """Train, leave the outcome in the folder, and return the exit code."""
     folder = Path(sys.argv[1])
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    show_stacks_when_asked()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         outcome = Outcome(ExitCode.OK, _train(rank))

@@ -1,8 +1,9 @@
 """How one attempt of a stage goes: read from its Job and pods, and from the reports that the steps left.
 
-An attempt is over only when its Job says so and all its pods are terminal or gone: until then another one could train
-beside it. The one shortcut: when all its pods succeeded the work is done, whatever the Job controller still has to
-write. Of several pods one that fails ends the attempt for all; what it failed of is why the attempt failed.
+An attempt is over only when its Job has ended and all its pods are terminal or gone: until then another one could train
+beside it. The two are watched apart and either may lag, so neither is believed alone. The one shortcut: when all its
+pods succeeded the work is done, whatever the Job controller still has to write. Of several pods one that fails ends
+the attempt for all; what it failed of is why the attempt failed.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from finetune.api.status import Attempt, AttemptOutcome
 from finetune.controller.decision.observed import (
     Object,
     Observed,
+    busy,
     condition_of,
     container_statuses,
+    finished,
     index_of,
     moment,
+    suspended_here,
     terminal,
 )
+from finetune.controller.decision.stages.reports import read
 from finetune.controller.decision.stages.signals import Seen, Verdict, classed
 from finetune.controller.decision.stages.waits import waits_for
 
@@ -45,6 +50,8 @@ class StepState:
     state: State
     report: StepReport | None = None
     exit_code: int | None = None
+    note: str = ""
+    """What has to be said about the report: that it was cut, or cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,10 @@ class Outcome:
     """Whether a pod of it got a node: from then on something may have been done."""
 
     live: bool = False
-    """Whether a pod of it may still run."""
+    """Whether a pod of it may still run, seen or only counted by its Job."""
+
+    unseen_since: datetime | None = None
+    """When its Job ended, although no pod that explains it was seen (yet): with it comes what the steps reported."""
 
     @property
     def running_step(self) -> Step | None:
@@ -82,20 +92,24 @@ def judge(
     seen once."""
     live = tuple(item for item in pods if not terminal(item))
     well = tuple(item for item in pods if (item.get("status") or {}).get("phase") == "Succeeded")
-    complete = child is not None and _job_condition(child, "Complete", "SuccessCriteriaMet") is not None
+    complete = _job_condition(child, "Complete", "SuccessCriteriaMet") if child is not None else None
     failure = _job_condition(child, "Failed", "FailureTarget") if child is not None else None
-    if complete or len({index_of(item) for item in well}) == expected:
+    all_well = len({index_of(item) for item in well}) == expected
+    if complete or all_well:
         shown = _foremost(well)
         outcome = _seen(stage, steps, child, number, pods, shown)
         done = tuple(replace(state, state=State.DONE) for state in outcome.steps)
+        over = not live and (all_well or child is None or finished(child))
         attempt = _ended(outcome.attempt, AttemptOutcome.SUCCEEDED, shown)
-        return replace(outcome, over=not live, succeeded=True, steps=done, attempt=attempt)
-    if live or (child is not None and failure is None):
+        unseen_since = None if all_well else _since(complete)
+        return replace(outcome, over=over, succeeded=True, steps=done, attempt=attempt, unseen_since=unseen_since)
+    if live or (child is not None and (failure is None or not finished(child))):
         outcome = _seen(stage, steps, child, number, pods, _foremost(live or pods))
         return replace(outcome, waits_for=_waits_for(observed, child, pods, live, expected))
     verdict = Verdict.of(failure)
     culprit = _culprit(pods, verdict)
-    return _failed(_seen(stage, steps, child, number, pods, culprit), child, verdict, culprit)
+    outcome = _failed(observed, _seen(stage, steps, child, number, pods, culprit), child, verdict, culprit)
+    return outcome if culprit else replace(outcome, unseen_since=_since(failure))
 
 
 def _seen(
@@ -112,6 +126,7 @@ def _seen(
         number=number,
         outcome=AttemptOutcome.RUNNING,
         start_time=moment(child["metadata"]["creationTimestamp"]) if child else None,
+        job_uid=child["metadata"]["uid"] if child else None,
         pod=shown["metadata"]["name"] if shown else None,
         node=(shown.get("spec") or {}).get("nodeName") if shown else None,
         **_checkpoints(pods),
@@ -122,7 +137,7 @@ def _seen(
         attempt=attempt,
         steps=tuple(_step_state(step, shown) for step in steps),
         started=child is None or any(map(_ran, pods)),
-        live=any(not terminal(item) for item in pods),
+        live=any(not terminal(item) for item in pods) or (child is not None and busy(child)),
     )
 
 
@@ -173,17 +188,19 @@ def _waits_for(
     return ""
 
 
-def _failed(outcome: Outcome, child: Object | None, verdict: Verdict, pod: Object | None) -> Outcome:
+def _failed(
+    observed: Observed, outcome: Outcome, child: Object | None, verdict: Verdict, pod: Object | None
+) -> Outcome:
     """The outcome of an attempt that ended without success, by the pod that failed first."""
-    seen = _signs(outcome, child, verdict, pod)
+    seen = _signs(observed, outcome, child, verdict, pod)
     found = classed(seen)
-    attempt = _ended(
-        outcome.attempt, found.outcome, pod, reason=found.reason, message=found.message, code=seen.exit_code
-    )
+    note = next((state.note for state in outcome.steps if state.step == seen.step), "")
+    message = "; ".join(filter(None, (found.message, note)))
+    attempt = _ended(outcome.attempt, found.outcome, pod, reason=found.reason, message=message, code=seen.exit_code)
     return replace(outcome, over=True, attempt=attempt, failed_step=seen.step, error=found.error)
 
 
-def _signs(outcome: Outcome, child: Object | None, verdict: Verdict, pod: Object | None) -> Seen:
+def _signs(observed: Observed, outcome: Outcome, child: Object | None, verdict: Verdict, pod: Object | None) -> Seen:
     """What is to be seen on the pod, and in the Job's verdict where the pod says nothing."""
     broken = next((state for state in outcome.steps if state.state == State.FAILED), None)
     named = next((state.step for state in outcome.steps if CONTAINERS[state.step] == verdict.container), None)
@@ -195,6 +212,8 @@ def _signs(outcome: Outcome, child: Object | None, verdict: Verdict, pod: Object
         job_exists=child is not None,
         pod_exists=pod is not None,
         verdict=verdict,
+        suspended=observed.spec.suspend or (child is not None and suspended_here(child)),
+        held=child is not None and bool(child["spec"].get("suspend")) and not suspended_here(child),
         pod_reason=str(status.get("reason", "")),
         pod_message=str(status.get("message", "")),
         disruption=str(disrupted.get("reason", "DisruptionTarget")) if disrupted is not None else None,
@@ -251,10 +270,8 @@ def _step_state(step: Step, pod: Object | None) -> StepState:
         return StepState(step, State.WAITING)
     ended = state["terminated"]
     code = int(ended.get("exitCode", 0))
-    report = StepReport.from_json(str(ended.get("message", "")))
-    if report and report.step != step:
-        report = None
-    return StepState(step, State.DONE if code == 0 else State.FAILED, report, code)
+    report, note = read(str(ended.get("message", "")), step, code, len(container_statuses(pod)))
+    return StepState(step, State.DONE if code == 0 else State.FAILED, report, code, note)
 
 
 def _container_status(pod: Object | None, name: str) -> dict[str, Any] | None:
@@ -270,6 +287,11 @@ def _terminations(pod: Object | None) -> Iterable[dict[str, Any]]:
 def _termination(pod: Object, step: Step | None) -> dict[str, Any]:
     status = _container_status(pod, CONTAINERS[step]) if step else None
     return dict(((status or {}).get("state") or {}).get("terminated") or {})
+
+
+def _since(condition: Object | None) -> datetime | None:
+    time = (condition or {}).get("lastTransitionTime")
+    return moment(time) if time else None
 
 
 def _job_condition(child: Object, *kinds: str) -> Object | None:

@@ -6,6 +6,8 @@ their job from one file that a downward-API volume makes of an annotation.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,7 @@ from finetune.api.contract import (
     PROGRESS_CA,
     PROGRESS_TOKEN,
     PROGRESS_URL,
+    SPEC_LABEL,
     STAGE_LABEL,
     TOKEN_AUDIENCE,
     ExitCode,
@@ -31,8 +34,9 @@ from finetune.api.contract import (
     Step,
     StepJob,
 )
+from finetune.api.crd import MENDABLE
 from finetune.api.spec import FineTuneJobSpec, Resources
-from finetune.controller.decision.observed import Observed
+from finetune.controller.decision.observed import Observed, child_name
 
 USER = 65532
 MAX_JOB_BYTES = 200 * 1024
@@ -64,14 +68,12 @@ class PodSettings:
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
     hf_endpoint: str = ""
+    force_delete: bool = False
+    """Whether pods of lost machines may be removed by force; the rights for it come with the chart's value."""
+
     progress_url: str = ""
     progress_ca: str = ""
     """The certificates that pods trust the progress service by, PEM."""
-
-
-def child_name(job: str, stage: str, attempt: int) -> str:
-    """Deterministic, so that a repeated creation meets itself as a 409."""
-    return f"{job}-{stage}-{attempt}"
 
 
 def labels(observed: Observed, stage: str, attempt: int = 0) -> dict[str, str]:
@@ -105,6 +107,20 @@ def step_job(observed: Observed, attempt: int) -> str:
     ).model_dump_json(by_alias=True, exclude_none=True)
 
 
+def spec_digest(spec: FineTuneJobSpec) -> str:
+    """A digest of what may change before an attempt that was suspended goes on, short enough for a label."""
+    document = spec.wire()
+
+    def value(path: str) -> Any:
+        part: Any = document
+        for name in path.split("."):
+            part = (part or {}).get(name)
+        return part
+
+    text = json.dumps([value(path) for path in MENDABLE], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def job_manifest(
     observed: Observed, settings: PodSettings, stage: str, attempt: int, pod: dict[str, Any], *, pods: int | None = None
 ) -> dict[str, Any]:
@@ -119,7 +135,7 @@ def job_manifest(
         "metadata": {
             "name": child_name(observed.name, stage, attempt),
             "namespace": observed.namespace,
-            "labels": labels(observed, stage, attempt),
+            "labels": labels(observed, stage, attempt) | {SPEC_LABEL: spec_digest(observed.spec)},
             "ownerReferences": owned_by(observed),
         },
         "spec": {

@@ -56,6 +56,12 @@ class Seen:
     job_exists: bool
     pod_exists: bool
     verdict: Verdict = Verdict()
+    suspended: bool = False
+    """Whether the spec says suspend, or the Job was being suspended for it."""
+
+    held: bool = False
+    """Whether somebody else had suspended the Job."""
+
     pod_reason: str = ""
     pod_message: str = ""
     disruption: str | None = None
@@ -79,6 +85,7 @@ class Signal(NamedTuple):
     outcome: AttemptOutcome
     reason: Callable[[Seen], str]
     message: Callable[[Seen], str] | None = None
+    hint: Callable[[Step | None], str] | None = None
 
 
 class Classed(NamedTuple):
@@ -90,8 +97,23 @@ class Classed(NamedTuple):
     error: StepError | None
 
 
-_LOST = ("DeletionByTaintManager", "DeletionByPodGC")
+NODE_LOST = "NodeLost"
+"""Reason of the disruption that this operator writes when it removes a pod of a lost machine by force."""
+
+_LOST = ("DeletionByTaintManager", "DeletionByPodGC", NODE_LOST)
 _OUT_OF_MEMORY = "OutOfMemory"
+_OWN_LIMIT = re.compile(
+    r"exceeds the limit \"|exceeded its local ephemeral storage limit|exceeds the total limit of containers"
+)
+"""What the kubelet says when it evicts a pod for its own use of the disk; all other evictions are the node's need."""
+
+_REJECTED = ("UnexpectedAdmissionError", "NodeAffinity", "TopologyAffinityError", "NodeShutdown", "NodeNotReady")
+_STOPPED_BY_KUBELET = ("Terminated", "Preempting", "NodeShutdown", "Shutdown")
+_UNSEEN = ("Unknown", "ContainerStatusUnknown")
+"""The container's end was not witnessed: the machine restarted, or its runtime lost it (exit code 255, or 137)."""
+
+_STOPPED = (None, int(ExitCode.PREEMPTED), 137, 143)
+"""Exit codes of a container that was told to go: by itself after a checkpoint, by SIGKILL, by SIGTERM."""
 
 
 def _always(reason: str) -> Callable[[Seen], str]:
@@ -105,8 +127,15 @@ SIGNALS = (
         _always("UserError"),
     ),
     Signal(
-        lambda seen: seen.pod_reason == "Evicted",
+        lambda seen: seen.pod_reason == "Evicted" and bool(_OWN_LIMIT.search(seen.pod_message)),
         AttemptOutcome.CRASHED,
+        _always("Evicted"),
+        lambda seen: seen.pod_message,
+        lambda step: _storage_hint(step),
+    ),
+    Signal(
+        lambda seen: seen.pod_reason == "Evicted",
+        AttemptOutcome.PREEMPTED,
         _always("Evicted"),
         lambda seen: seen.pod_message,
     ),
@@ -115,6 +144,13 @@ SIGNALS = (
         AttemptOutcome.OUT_OF_MEMORY,
         _always(_OUT_OF_MEMORY),
         lambda seen: f"container {_container(seen)} was killed for using more memory than its limit",
+        lambda step: _memory_hint(step),
+    ),
+    Signal(
+        lambda seen: seen.suspended,
+        AttemptOutcome.SUSPENDED,
+        _always("Suspended"),
+        lambda seen: "stopped because spec.suspend is true",
     ),
     Signal(
         lambda seen: seen.disruption in _LOST,
@@ -123,10 +159,31 @@ SIGNALS = (
         lambda seen: seen.disruption_message or seen.verdict.text,
     ),
     Signal(
+        lambda seen: seen.held and seen.exit_code in _STOPPED,
+        AttemptOutcome.PREEMPTED,
+        _always("SuspendedElsewhere"),
+        _always("its Job was suspended, not by this operator"),
+    ),
+    Signal(
+        lambda seen: _rejected(seen) or seen.pod_reason in _STOPPED_BY_KUBELET,
+        AttemptOutcome.PREEMPTED,
+        lambda seen: seen.pod_reason,
+        lambda seen: seen.pod_message,
+    ),
+    Signal(
         lambda seen: seen.disruption is not None or _rule_on_gone_pod(seen) == shared.DISRUPTED_RULE,
         AttemptOutcome.PREEMPTED,
         lambda seen: "DisruptionTarget" if seen.disruption is None else seen.disruption,
         lambda seen: seen.disruption_message or seen.verdict.text,
+    ),
+    Signal(
+        lambda seen: seen.container_reason in _UNSEEN,
+        AttemptOutcome.NODE_LOST,
+        lambda seen: seen.container_reason,
+        lambda seen: (
+            f"nobody saw container {_container(seen)} end (exit code {seen.exit_code}), as when its machine "
+            f"restarts{f': {seen.container_message}' if seen.container_message else ''}"
+        ),
     ),
     Signal(
         lambda seen: seen.exit_code == ExitCode.PREEMPTED or seen.verdict.rule == shared.PREEMPTED_RULE,
@@ -170,8 +227,8 @@ def classed(seen: Seen) -> Classed:
     reason = signal.reason(seen)
     message = signal.message(seen) if signal.message else seen.container_message or seen.verdict.text
     error = seen.error
-    if error is None and signal.outcome == AttemptOutcome.OUT_OF_MEMORY:
-        error = StepError(reason=reason, message=message, hint=_memory_hint(seen.step))
+    if error is None and signal.hint:
+        error = StepError(reason=reason, message=message, hint=signal.hint(seen.step))
     if error is not None:
         return Classed(signal.outcome, error.reason, error.message, error)
     if message and seen.step and signal.outcome == AttemptOutcome.CRASHED and seen.exit_code is not None:
@@ -184,8 +241,18 @@ def _rule_on_gone_pod(seen: Seen) -> int | None:
     return None if seen.pod_exists else seen.verdict.rule
 
 
+def _rejected(seen: Seen) -> bool:
+    """Whether the kubelet would not have the pod: it then shows a reason, a message, and no container."""
+    named = seen.pod_reason in _REJECTED or seen.pod_reason.startswith("OutOf")
+    return seen.exit_code is None and (named or seen.pod_message.startswith("Pod was rejected"))
+
+
 def _container(seen: Seen) -> str:
     return CONTAINERS[seen.step] if seen.step else "?"
+
+
+def _storage_hint(step: Step | None) -> str:
+    return f"raise limits.ephemeral-storage in spec.{'training' if step == Step.TRAIN else 'prepare'}.resources"
 
 
 def _memory_hint(step: Step | None) -> str:

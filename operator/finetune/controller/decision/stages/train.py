@@ -21,7 +21,7 @@ from finetune.api.contract import (
     foreign_environment,
 )
 from finetune.api.spec import TrainerContainer, Training
-from finetune.controller.decision.observed import Object, Observed
+from finetune.controller.decision.observed import Object, Observed, child_name
 from finetune.controller.decision.stages import pod
 from finetune.controller.decision.stages.attempt import Outcome, judge
 
@@ -101,7 +101,7 @@ def _environment(observed: Observed, attempt: int) -> dict[str, str]:
     training = observed.spec.training
     found = {DEVICES: str(training.devices)}
     if training.nodes > 1:
-        first = f"{pod.child_name(observed.name, STAGE, attempt)}-0.{service_name(observed)}"
+        first = f"{child_name(observed.name, STAGE, attempt)}-0.{service_name(observed)}"
         found |= {NODES: str(training.nodes), RENDEZVOUS: f"{first}:{RENDEZVOUS_PORT}"}
     return found
 

@@ -1,10 +1,18 @@
-"""The workspace: the volume that carries a job from step to step. It goes with the job, unless it is the user's own."""
+"""The workspace: the volume that carries a job from step to step, unless it is the user's own.
+
+It goes with the job by its ownerReference, and outlives it without one. Whether it is to is derived at every visit, so
+that the garbage collector, which knows of no operator, never takes what somebody may still go on from.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from finetune.controller.decision.observed import Observed
+from finetune.api import API_VERSION, KIND
+from finetune.api.contract import JOB_UID_LABEL, KEPT_ANNOTATION, KEPT_LABEL
+from finetune.api.spec import Retain
+from finetune.controller.decision.observed import Object, Observed
 from finetune.controller.decision.stages import pod
 
 STAGE = "workspace"
@@ -20,10 +28,14 @@ def manifest(observed: Observed) -> dict[str, Any] | None:
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
         "metadata": {
-            "name": pod.workspace_claim(observed.name, observed.spec),
+            "name": _name(observed),
             "namespace": observed.namespace,
-            "labels": pod.labels(observed, STAGE),
-            "ownerReferences": pod.owned_by(observed),
+            "labels": pod.labels(observed, STAGE) | (_kept_label() if kept(observed, failed=False) else {}),
+            **(
+                {"annotations": _kept_from(observed)}
+                if kept(observed, failed=False)
+                else {"ownerReferences": pod.owned_by(observed)}
+            ),
         },
         "spec": {
             "accessModes": [mode.value for mode in workspace.access_modes],
@@ -33,17 +45,96 @@ def manifest(observed: Observed) -> dict[str, Any] | None:
     }
 
 
+def claim_of(observed: Observed) -> Object | None:
+    """The claim that was made for this very job, whether it goes with it or outlives it."""
+    mine = (claim for claim in observed.claims if claim["metadata"]["name"] == _name(observed))
+    return next((claim for claim in mine if made_for(claim) == observed.uid), None)
+
+
 def exists(observed: Observed) -> bool:
     """Whether the job has the volume it needs, bound or not."""
     if observed.spec.workspace.claim_name:
         return True
-    return any("deletionTimestamp" not in claim["metadata"] for claim in observed.owned(observed.claims))
+    claim = claim_of(observed)
+    return claim is not None and "deletionTimestamp" not in claim["metadata"]
 
 
 def waits_for(observed: Observed) -> str:
     """Why the volume is not there yet, in the provisioner's words; empty when nobody complained."""
-    for claim in observed.owned(observed.claims):
+    if (claim := claim_of(observed)) is not None:
         warned = observed.warning(claim, "PersistentVolumeClaim")
         if warned and (claim.get("status") or {}).get("phase") == "Pending":
             return f"the workspace volume is not provisioned: {warned.reason}: {warned.message}"
     return ""
+
+
+def in_the_way(observed: Observed) -> str:
+    """The claim that has to be gone before the job's own can be made, as a sentence; empty when nothing is."""
+    if observed.job["spec"].get("workspace", {}).get("claimName"):
+        return ""
+    for claim in observed.claims:
+        name = claim["metadata"]["name"]
+        if made_for(claim) == observed.uid:
+            if "deletionTimestamp" in claim["metadata"]:
+                return f"waiting for volume claim {name}, which is being deleted, to be gone"
+        elif name == _name(observed) and _is_kept(claim) and "deletionTimestamp" not in claim["metadata"]:
+            return (
+                f"the volume claim {name} was kept from the former job of this name: to go on from its checkpoints, "
+                f"apply the job anew with spec.workspace.claimName: {name}; to begin anew, delete the "
+                "claim, and the job goes on by itself"
+            )
+        elif not _is_kept(claim) or name == _name(observed):
+            return f"waiting for volume claim {name} of the former job of this name to be gone"
+    return ""
+
+
+def kept(observed: Observed, *, failed: bool) -> bool:
+    """Whether the claim is to outlive the job as it stands now."""
+    retain = (observed.job["spec"].get("workspace") or {}).get("retain", Retain.ON_FAILURE)
+    return retain == Retain.ALWAYS or (failed and retain == Retain.ON_FAILURE)
+
+
+def retention(observed: Observed, *, failed: bool) -> dict[str, Any] | None:
+    """The change of the claim's metadata that makes it go with the job, or outlive it; None when it does so already."""
+    claim = claim_of(observed)
+    if claim is None or "deletionTimestamp" in claim["metadata"]:
+        return None
+    wanted = kept(observed, failed=failed)
+    if wanted == _is_kept(claim):
+        return None
+    others = [owner for owner in claim["metadata"].get("ownerReferences") or () if owner.get("uid") != observed.uid]
+    owners = others if wanted else [*others, *pod.owned_by(observed)]
+    return {
+        "ownerReferences": owners or None,
+        "labels": _kept_label() if wanted else {KEPT_LABEL: None},
+        "annotations": _kept_from(observed) if wanted else {KEPT_ANNOTATION: None},
+    }
+
+
+def _name(observed: Observed) -> str:
+    return f"{observed.name}-work"
+
+
+def _kept_label() -> dict[str, str]:
+    return {KEPT_LABEL: "true"}
+
+
+def _kept_from(observed: Observed) -> dict[str, str]:
+    return {KEPT_ANNOTATION: f"{observed.namespace}/{observed.name}/{observed.uid}"}
+
+
+def _is_kept(claim: Object) -> bool:
+    return _owner(claim["metadata"]) is None
+
+
+def made_for(claim: Object) -> str | None:
+    """The UID of the job that the claim was made for; one that is kept has its label left."""
+    metadata = claim["metadata"]
+    return _owner(metadata) or (metadata.get("labels") or {}).get(JOB_UID_LABEL)
+
+
+def _owner(metadata: Mapping[str, Any]) -> str | None:
+    for owner in metadata.get("ownerReferences") or ():
+        if owner.get("controller") and owner.get("kind") == KIND and owner.get("apiVersion") == API_VERSION:
+            return str(owner["uid"])
+    return None

@@ -213,7 +213,8 @@ class Checkpoints:
             "DiskFull",
             f"the checkpoint after step {step} takes {needed:,} bytes ({in_words(needed)}), and {in_words(SPARE)} must "
             f"stay free; {self.folder} has {free:,} bytes ({in_words(free)}) left{self._what_is_safe()}",
-            "Enlarge spec.workspace.size (or the claim), or lower spec.training.checkpoint.keep.",
+            "Enlarge the workspace's claim (kubectl edit pvc) or lower spec.training.checkpoint.keep, and try again: "
+            "kubectl finetune retry.",
             result=self._safe(),
         )
 

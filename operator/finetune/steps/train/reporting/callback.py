@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from finetune.steps.runtime.progress import Progress
+from finetune.steps.train.pulse import beat
 
 if TYPE_CHECKING:
     from finetune.steps.train.trainer.resumable import ResumableTrainer
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Watch(TrainerCallback):
-    """Reports after every step, and ends training after a step when asked to stop."""
+    """Reports and gives a sign of life after every step, and ends training after a step when asked to stop."""
 
     def __init__(self, progress: Progress | None) -> None:
         """`progress` only on the first rank."""
@@ -38,11 +39,15 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self._trainer is not None
+        beat()
         if not self._stepped:
             self._stepped = True
             log.info("the first step took %.1f s", time.monotonic() - self._since)
         if self._trainer.should_stop():
             self._trainer.end_training()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        beat()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **event: Any) -> None:
         self._validation_loss = event["metrics"]["eval_loss"]

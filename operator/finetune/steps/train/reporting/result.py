@@ -45,7 +45,7 @@ def summary(state: Any, phase: Phase, run: dict[str, Any], warnings: Sequence[st
     changed between attempts."""
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     validation = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-    result = {"steps": phase.first + state.global_step, "exact": run["exact"]}
+    result = {"steps": phase.first + state.global_step, "seconds": run["seconds"], "exact": run["exact"]}
     if state.global_step < phase.steps:
         result["stoppedEarly"] = True
     if losses:
