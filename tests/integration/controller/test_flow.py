@@ -59,8 +59,8 @@ def test_a_job_runs_from_start_to_end_and_shows_each_step(playground):
         **dict.fromkeys(
             ("ModelDownloaded", "TokensAdded", "ModelReloaded", "DatasetLoaded", "Trained", "Saved", "Complete"), "True"
         ),
-        "Failed": "False",
-        "Suspended": "False",
+        **dict.fromkeys(("Failed", "FailureTarget", "Suspended", "Reconciling", "Stalled"), "False"),
+        "Ready": "True",
     }
     playground.until(
         lambda: {"ModelDownloaded", "Trained", "Complete"} <= told(playground), message="Events are missing"
