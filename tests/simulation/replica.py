@@ -38,11 +38,8 @@ class Writes:
             return dict(body)
         return await self._write(lambda: self._server.create(path, body))
 
-    async def merge(self, path: str, body: Any) -> dict[str, Any]:
-        return await self._write(lambda: self._server.merge(path, body))
-
-    async def apply(self, path: str, body: Any, manager: str) -> dict[str, Any]:
-        return await self._write(lambda: self._server.apply(path, body, manager))
+    async def merge(self, path: str, body: Any, manager: str) -> dict[str, Any]:
+        return await self._write(lambda: self._server.merge(path, body, manager))
 
     async def delete(self, path: str, uid: str) -> None:
         await self._write(lambda: self._server.delete(path, uid))
@@ -83,7 +80,8 @@ class Operator:
         for change, item in changes:
             metadata = item["metadata"]
             if change == "DELETED":
-                self.store.remove(item["kind"], metadata["namespace"], metadata["name"], metadata["uid"])
+                version = int(metadata["resourceVersion"])
+                self.store.remove(item["kind"], metadata["namespace"], metadata["name"], metadata["uid"], version)
             else:
                 self.store.feed(item)
 

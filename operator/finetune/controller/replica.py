@@ -81,7 +81,8 @@ class Replica:
         """A watch brought something: remember it, and visit the job it concerns."""
         metadata = item["metadata"]
         if change == "DELETED":
-            key = self.store.remove(kind, metadata["namespace"], metadata["name"], metadata["uid"])
+            version = int(metadata["resourceVersion"])
+            key = self.store.remove(kind, metadata["namespace"], metadata["name"], metadata["uid"], version)
         else:
             key = self.store.feed({**item, "kind": kind})
         if key is not None:

@@ -16,7 +16,7 @@ from tests.builders import NOW, FineTuneJob
 
 
 class Api:
-    """Raises its troubles one after the other, then keeps what is applied."""
+    """Raises its troubles one after the other, then keeps what is written."""
 
     def __init__(self, *troubles: Exception, newest: FineTuneJob | None = None) -> None:
         self.troubles, self.written = list(troubles), []
@@ -25,7 +25,7 @@ class Api:
     async def get(self, path):
         return self.newest
 
-    async def apply(self, path, body, manager):
+    async def merge(self, path, body, manager):
         if self.troubles:
             raise self.troubles.pop(0)
         self.written.append(body["status"]["progress"]["percent"])

@@ -33,7 +33,9 @@ class Api:
                     return item
             raise ApiError(404, "NotFound", "gone")
         self.lists += 1
+        name = (query or {}).get("fieldSelector", "").removeprefix("metadata.name=")
         found = [item for item in self.items if item["kind"] == KINDS[parts[-1]]]
+        found = [item for item in found if not name or item["metadata"]["name"] == name]
         return {"metadata": {"resourceVersion": "1000000"}, "items": found}
 
     async def watch(self, path, query):
@@ -133,12 +135,12 @@ async def test_what_changed_after_the_list_is_read_before_the_first_decision_how
 ):
     class Changing(Api):
         async def get(self, path, query=None, accept=""):
-            if path.endswith("/tune"):
+            if "fieldSelector" in query:
                 self.asked = getattr(self, "asked", 0) + 1
                 if self.asked == 1:
                     raise trouble
             page = await super().get(path, query, accept)
-            if "items" in page and not accept:
+            if "fieldSelector" not in query and not accept:
                 return page | {"items": []}  # the full list was read just before the job appeared
             return page
 

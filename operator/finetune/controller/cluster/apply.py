@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from finetune.api import API_VERSION, KIND
+from finetune.api.contract import JOB_LABEL
 from finetune.api.status import Progress
 from finetune.controller.cluster.backoff import until_answered
 from finetune.controller.cluster.client import ApiError
+from finetune.controller.cluster.patch import merge_patch
 from finetune.controller.cluster.resources import BY_KIND, EVENTS, FINETUNEJOBS
-from finetune.controller.cluster.store import Store
+from finetune.controller.cluster.store import Store, job_of
 from finetune.controller.decision.decide import Decision, document
-from finetune.controller.decision.observed import Object, Observed, owner_uid
+from finetune.controller.decision.observed import Object, Observed, owner_uid, status_of
 from finetune.controller.decision.transitions import event, transitions
 
 FIELD_MANAGER = "finetune-operator"
@@ -28,6 +29,9 @@ FIELD_MANAGER = "finetune-operator"
 
 PROGRESS_MANAGER = "finetune-progress"
 """Owner of `status.progress`: any replica may receive a pod's report and write it."""
+
+_DENIED = " denied "
+"""Webhooks deny `the request`, admission policies `request`."""
 
 _DRAIN_SECONDS = 5.0
 _EVENTS_AT_ONCE = 4
@@ -45,8 +49,7 @@ class Writer(Protocol):
 
     async def get(self, path: str) -> dict[str, Any]: ...
     async def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]: ...
-    async def merge(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]: ...
-    async def apply(self, path: str, body: Mapping[str, Any], manager: str) -> dict[str, Any]: ...
+    async def merge(self, path: str, body: Mapping[str, Any], manager: str) -> dict[str, Any]: ...
     async def delete(self, path: str, uid: str) -> None: ...
 
 
@@ -54,11 +57,18 @@ class Writer(Protocol):
 class Applied:
     """What the server said against it; the decision is then made again with that knowledge."""
 
-    conflicts: tuple[str, ...] = ()
-    refused: str = ""
+    conflict: str = ""
+    """Why a child could not be created, as a sentence. It may pass."""
 
-    def __bool__(self) -> bool:
-        return bool(self.conflicts or self.refused)
+    refused: str = ""
+    """Why it never will be."""
+
+    found: bool = False
+    """A child was there already, and nobody had told us."""
+
+    @property
+    def again(self) -> bool:
+        return bool(self.conflict or self.refused or self.found)
 
 
 @dataclass
@@ -69,6 +79,9 @@ class Applier:
     store: Store
     identity: str = ""
     leading: Callable[[], bool] = lambda: True
+    storable: Callable[[dict[str, Any]], dict[str, Any]] = lambda patch: patch
+    """What the served definition can store of a patch of the status."""
+
     _told: set[asyncio.Task[None]] = field(default_factory=set)
     _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_EVENTS_AT_ONCE))
 
@@ -83,20 +96,27 @@ class Applier:
         for child, wanted in decision.suspend:
             self._check()
             path = BY_KIND[child.kind].path(observed.namespace, child.name)
-            self.store.feed(await self.api.merge(path, {"metadata": {"uid": child.uid}, "spec": {"suspend": wanted}}))
+            body = {"metadata": {"uid": child.uid}, "spec": {"suspend": wanted}}
+            self.store.feed(await self.api.merge(path, body, FIELD_MANAGER))
         for child in decision.delete:
             self._check()
             await self.api.delete(BY_KIND[child.kind].path(observed.namespace, child.name), child.uid)
+        found = False
         for body in decision.create:
-            if applied := await self._create(observed, body):
+            applied = await self._create(observed, body)
+            if applied.conflict or applied.refused:
                 return applied
-        return Applied()
+            found |= applied.found
+        return Applied(found=found)
 
     async def _write_status(self, observed: Observed, decision: Decision) -> Object:
         assert decision.status is not None
         self._check()
         before = observed.status
-        written = await _apply_status(self.api, observed.job, document(decision.status), FIELD_MANAGER)
+        patch = self.storable(merge_patch(document(before), document(decision.status)))
+        if not patch:
+            return observed.job
+        written = await _merge_status(self.api, observed.job, patch, FIELD_MANAGER)
         self.store.feed(written)
         for transition in transitions(before, decision.status):
             self._tell(observed, event(observed, transition, datetime.now(UTC), self.identity))
@@ -109,23 +129,21 @@ class Applier:
             self.store.feed(await self.api.create(resource.path(observed.namespace), body))
             return Applied()
         except ApiError as error:
-            if error.status in (400, 422):
-                return Applied(refused=f"the server does not accept the {body['kind']} {name}: {error.message}")
-            if error.status == 403:
-                return Applied(conflicts=(f"the {body['kind']} {name} cannot be created: {error.message}",))
             if error.status != 409 or error.reason != "AlreadyExists":
-                raise
+                return _refusal(error, f"{body['kind']} {name}")
         try:
             existing = await self.api.get(resource.path(observed.namespace, name))
         except ApiError as error:
             if error.status != 404:
                 raise
-            return Applied(conflicts=(f"waiting for {body['kind']} {name} to be gone",))
+            return Applied(conflict=f"waiting for {body['kind']} {name} to be gone")
         if owner_uid(existing) == observed.uid and "deletionTimestamp" not in existing["metadata"]:
-            self.store.feed(existing)
-            return Applied()
+            if job_of(existing) != (observed.namespace, observed.name):
+                label = f"{JOB_LABEL}={observed.name}"
+                return Applied(conflict=f"the {body['kind']} {name} has lost its label {label}: put it back")
+            return Applied(found=self.store.feed(existing) is not None)
         whose = "of the former job of this name" if owner_uid(existing) else "that is not the operator's"
-        return Applied(conflicts=(f"waiting for {body['kind']} {name} {whose} to be gone",))
+        return Applied(conflict=f"waiting for {body['kind']} {name} {whose} to be gone")
 
     def _check(self) -> None:
         if not self.leading():
@@ -155,18 +173,33 @@ class Applier:
                 task.cancel()
 
 
+def _refusal(error: ApiError, child: str) -> Applied:
+    """What a refused create means; raises the error when it is not about the child.
+
+    An admission plug-in (quota, limits, a webhook, a policy) may think otherwise later, whatever its status code, and so
+    may a webhook that cannot be asked (500). What the API itself finds wrong with the object stays wrong."""
+    if error.status in (403, 409, 500) or _DENIED in error.message:
+        return Applied(conflict=f"the {child} cannot be created: {error.message}")
+    if error.status in (400, 413, 422):
+        return Applied(refused=f"the server does not accept the {child}: {error.message}")
+    raise error
+
+
 async def write_progress(api: Writer, job: Object, progress: Progress) -> dict[str, Any]:
     """Write `status.progress`, and nothing else, of that very job."""
-    return await _apply_status(api, job, {"progress": progress.wire()}, PROGRESS_MANAGER)
+    before = status_of(job).progress
+    patch = merge_patch(before.wire() if before else {}, progress.wire())
+    return await _merge_status(api, job, {"progress": patch}, PROGRESS_MANAGER)
 
 
-async def _apply_status(api: Writer, job: Object, status: dict[str, Any], manager: str) -> dict[str, Any]:
-    """Apply to the status of the very object that was read; anything else there is a conflict.
+async def _merge_status(api: Writer, job: Object, patch: dict[str, Any], manager: str) -> dict[str, Any]:
+    """Merge into the status of the very object that was read; anything else there is a conflict.
 
     Only the resourceVersion can say so: on the status of a custom resource, the server ignores a UID in the body, and
-    a job that was deleted and applied again would inherit the status of its predecessor.
+    a job that was deleted and applied again would inherit the status of its predecessor. What the patch does not name
+    stays, whoever wrote it: the other writer's part, and fields that only a newer operator knows.
     """
-    metadata = {key: job["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
-    body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status}
+    metadata = job["metadata"]
     path = FINETUNEJOBS.path(metadata["namespace"], metadata["name"], "status")
-    return await api.apply(path, body, manager)
+    body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": patch}
+    return await api.merge(path, body, manager)

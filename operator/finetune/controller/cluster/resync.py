@@ -127,20 +127,18 @@ class Resync:
         for place, (uid, known_version) in self.store.versions(resource.kind).items():
             mine = namespace is None or place[0] == namespace
             if mine and known_version <= version and uid not in uids:
-                self._tell(self.store.remove(resource.kind, *place, uid=uid))
+                self._tell(self.store.remove(resource.kind, *place, uid=uid, version=version))
 
     def _older(self, resource: Resource, seen: Versions) -> list[tuple[str, str]]:
         """What the store has not seen in the version that the server listed."""
-        known = self.store.versions(resource.kind)
-        return [place for place, (_, newest) in seen.items() if known.get(place, ("", 0))[1] < newest]
+        return [place for place, (uid, version) in seen.items() if self.store.lacks(resource.kind, *place, uid, version)]
 
     async def _fetch(self, resource: Resource, namespace: str, name: str) -> None:
-        get = functools.partial(self.api.get, resource.path(namespace, name))
-        try:
-            self._tell(self.store.feed(await until_answered(get, f"{resource.kind} {namespace}/{name} cannot be read")))
-        except ApiError as error:
-            if error.status != 404:
-                raise
+        """Read one object, as long as it is in view: whoever lost its label meanwhile is none of ours."""
+        query = {"fieldSelector": f"metadata.name={name}", **_selected(resource)}
+        read = functools.partial(self.api.get, resource.path(namespace), query)
+        for item in (await until_answered(read, f"{resource.kind} {namespace}/{name} cannot be read")).get("items") or ():
+            self._tell(self.store.feed({**item, "kind": resource.kind}))
 
     def _tell(self, key: Key | None) -> None:
         if key is not None:
@@ -150,7 +148,7 @@ class Resync:
         self, resource: Resource, namespace: str | None, accept: str = ""
     ) -> AsyncIterator[dict[str, Any]]:
         """A list, page by page: managedFields and annotations make even the metadata of 1,000 pods a burden."""
-        query = {"limit": _PAGE} | ({"labelSelector": resource.selector} if resource.selector else {})
+        query = {"limit": _PAGE} | _selected(resource)
         while True:
             list_page = functools.partial(self.api.get, resource.path(namespace), query, accept=accept)
             page = await until_answered(list_page, f"{resource.plural} cannot be listed")
@@ -159,6 +157,10 @@ class Resync:
             if not token:
                 return
             query["continue"] = token
+
+
+def _selected(resource: Resource) -> dict[str, str]:
+    return {"labelSelector": resource.selector} if resource.selector else {}
 
 
 async def _anew_when_expired(read: Callable[[], Awaitable[_Read]]) -> _Read:

@@ -58,7 +58,9 @@ class Store:
     def __init__(self) -> None:
         self._objects: dict[tuple[str, str, str], _Seen] = {}
         self._children: defaultdict[Key, set[tuple[str, str, str]]] = defaultdict(set)
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._gone: OrderedDict[str, int | None] = OrderedDict()
+        """UIDs that left, with the version that each left at; None for what was deleted for certain."""
+
         self._warnings: OrderedDict[str, Warned] = OrderedDict()
 
     def feed(self, item: Object) -> Key | None:
@@ -71,8 +73,9 @@ class Store:
         key = (str(item["kind"]), str(metadata["namespace"]), str(metadata["name"]))
         known = self._objects.get(key)
         version = int(metadata["resourceVersion"])
-        if metadata["uid"] in self._gone or (known is not None and known.version >= version):
+        if self._left(str(metadata["uid"]), version) or (known is not None and known.version >= version):
             return None
+        self._gone.pop(str(metadata["uid"]), None)
         job = job_of(item)
         # orjson leaves its whole buffer (8 KiB) behind a short text: only a copy is as short as the text.
         text = bytes(memoryview(orjson.dumps(slim(item), default=dict)))
@@ -81,9 +84,12 @@ class Store:
             self._children[job].add(key)
         return job
 
-    def remove(self, kind: str, namespace: str, name: str, uid: str) -> Key | None:
-        """Take in that an object is gone; the job it concerned."""
-        self._gone[uid] = None
+    def remove(self, kind: str, namespace: str, name: str, uid: str, version: int | None = None) -> Key | None:
+        """Take in that an object left our view at that resourceVersion; the job it concerned.
+
+        A watch tells the loss of a label and a deletion alike, and who gets the label back comes back, newer. Without a
+        version it is deleted: nothing that is still said of it counts."""
+        self._gone[uid] = version
         if len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)
         self._warnings.pop(uid, None)
@@ -138,6 +144,16 @@ class Store:
     def job_keys(self) -> list[Key]:
         """The keys of all FineTuneJobs."""
         return [seen.job for (kind, _, _), seen in self._objects.items() if kind == KIND]
+
+    def _left(self, uid: str, version: int) -> bool:
+        """Whether an object left after that version of it."""
+        at = self._gone.get(uid, -1)
+        return at is None or at >= version
+
+    def lacks(self, kind: str, namespace: str, name: str, uid: str, version: int) -> bool:
+        """Whether nothing as new as that version of the object was seen: neither itself nor its departure."""
+        known = self._objects.get((kind, namespace, name))
+        return not self._left(uid, version) and (known is None or known.version < version)
 
     def versions(self, kind: str) -> dict[tuple[str, str], tuple[str, int]]:
         """UID and resourceVersion of all objects of a kind, by namespace and name."""

@@ -55,7 +55,7 @@ class Decision:
 
 def decide(observed: Observed, now: datetime, settings: pod.PodSettings) -> Decision:
     """What to do about the job as it stands."""
-    if observed.deleting:
+    if observed.deleting or observed.lost_latch:
         return Decision()
     flow = _Flow(observed, now.replace(microsecond=0), settings)
     if observed.status.completion_time is not None:
@@ -82,7 +82,7 @@ class _Flow:
 
     def go_on(self) -> None:
         """From wherever the job stands to the next thing to wait for."""
-        if self._taken_up() and not self._past_deadline():
+        if self._understood() and self._taken_up() and not self._past_deadline():
             for stage in STAGES:
                 if not self._done(stage):
                     return
@@ -104,16 +104,30 @@ class _Flow:
         finished = self.draft.status.completion_time
         return None if ttl is None or finished is None else finished + timedelta(seconds=int(ttl))
 
+    def _understood(self) -> bool:
+        """Whether this operator can act on the spec. Of one that is older than the API, a job that has begun goes on as
+        far as it is understood, and one that has not waits for the newer operator."""
+        draft, begun = self.draft, self.observed.status.start_time is not None
+        try:
+            _ = self.observed.spec
+        except ValidationError as error:
+            if begun:
+                draft.say(f"this operator cannot read the spec and leaves the job as it is; upgrade it: {error}")
+            else:
+                draft.fail("InvalidSpec", f"this operator cannot read the spec; apply the job anew: {error}")
+            return False
+        if self.observed.unknown_fields and not begun:
+            draft.update(phase=Phase.PENDING)
+            draft.say(f"{_not_known(self.observed)}: upgrade the operator, or apply the job without")
+            return False
+        return True
+
     def _taken_up(self) -> bool:
         """Take the job up, once; from then on the spec is frozen. False when it cannot run (yet)."""
         draft = self.draft
         if self.observed.status.start_time is not None:
             return True
-        try:
-            spec = self.observed.spec
-        except ValidationError as error:
-            draft.fail("InvalidSpec", f"this operator cannot read the spec; apply the job anew: {error}")
-            return False
+        spec = self.observed.spec
         if missing := not_implemented(spec):
             draft.fail("NotImplemented", ". ".join(item.sentence() for item in missing))
             return False
@@ -266,8 +280,13 @@ class _Flow:
             return
         if obstacle := _in_the_way(self.observed):
             draft.say(obstacle)
-            self.times.append(self.now + timedelta(seconds=3 if self.observed.conflicts else 15))
+            self.times.append(self.now + timedelta(seconds=15))
             return
+        if self.observed.conflicts:  # they stand, also while it is tried again: no message that one write takes back
+            draft.say(self.observed.conflicts[0])
+            if self.observed.again_at is None or self.observed.again_at > self.now:
+                self.times.extend([self.observed.again_at] if self.observed.again_at else [])
+                return
         if self.observed.refused:
             draft.fail("InvalidSpec", self.observed.refused)
             return
@@ -336,6 +355,8 @@ class _Flow:
                 self.delete.append(Child("Job", child["metadata"]["name"], child["metadata"]["uid"]))
 
     def decision(self) -> Decision:
+        if self.observed.unknown_fields and not self.draft.status.message:
+            self.draft.say(f"{_not_known(self.observed)}, and goes on without")
         status = self.draft.status
         if expiry := self._expiry():  # nothing else need happen to a finished job before that
             self.times = [expiry]
@@ -354,6 +375,10 @@ def document(status: FineTuneJobStatus) -> dict[str, Any]:
     return {key: value for key, value in status.wire().items() if key != "progress"}
 
 
+def _not_known(observed: Observed) -> str:
+    return f"this operator does not know {', '.join(observed.unknown_fields)}"
+
+
 def _in_the_way(observed: Observed) -> str:
     """What must be gone before anything may start, as a sentence: remains of a former job, foreign objects."""
     for kind, items in (
@@ -366,7 +391,7 @@ def _in_the_way(observed: Observed) -> str:
     for claim in observed.owned(observed.claims):
         if "deletionTimestamp" in claim["metadata"]:
             return f"waiting for volume claim {claim['metadata']['name']}, which is being deleted, to be gone"
-    return observed.conflicts[0] if observed.conflicts else ""
+    return ""
 
 
 def _kept(shown: Progress | None, step: Step) -> Progress:

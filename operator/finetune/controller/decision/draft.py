@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from finetune.api.conditions import ConditionStatus, ConditionType, initial, is_true, shortened, with_condition
 from finetune.api.contract import CONDITIONS, PARTS, Step, StepReport
-from finetune.api.spec import Model
+from finetune.api.reading import read, readable
+from finetune.api.schema import Model
 from finetune.api.status import (
     Attempts,
     DatasetStatus,
@@ -96,21 +95,12 @@ class Draft:
             self.set(kind, ConditionStatus.FALSE, "Running")
 
     def _report(self, step: Step, report: StepReport) -> None:
-        """Merge a report into its part of status; whatever does not fit the API is dropped, field by field."""
+        """Merge a report into its part of status; whatever does not fit the API is dropped, value by value."""
         field = PARTS[step]
         model = _MODELS[field]
-        known = {info.alias or name for name, info in model.model_fields.items()}
         before = getattr(self.status, field)
-        document = before.wire() if before else {}
-        for key, value in (report.result or {}).items():
-            if key not in known:
-                continue
-            try:
-                model.model_validate({**document, key: value})
-            except ValidationError:
-                continue
-            document[key] = value
-        self.update(**{field: model.model_validate(document)})
+        known = before.wire() if before else {}
+        self.update(**{field: read(model, known | readable(model, report.result or {}))})
 
     def fail(self, reason: str, message: str) -> None:
         """The job ends without success."""

@@ -59,11 +59,16 @@ def transitions(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator
         if _ended(item) and (item.stage, item.number) not in ends and item.outcome != AttemptOutcome.SUCCEEDED:
             message = f"{item.stage} attempt {item.number}: {item.reason}: {item.message}"
             yield Transition("Warning", item.outcome, message, f"{item.stage}-{item.number}")
-    if after.message != before.message and after.message and after.message.startswith(_TELLING):
+    if after.message != before.message and after.message and any(words in after.message for words in _TELLING):
         yield Transition("Warning", "Waiting", after.message, "")
 
 
-_TELLING = ("the pod cannot be created", "the workspace volume is not provisioned", "waits for the claim")
+_TELLING = (
+    "cannot be created: ",
+    "the workspace volume is not provisioned",
+    "waits for the claim",
+    "this operator does not know",
+)
 
 
 def _ended(item: Any) -> bool:
