@@ -43,6 +43,9 @@ class Server:
         self.absent: set[str] = set()
         """Claims that users have still to make; all others that pods mount are there."""
 
+        self.definition = DEFINITION
+        """The schema of a FineTuneJob's status, as it is served."""
+
         self.now = NOW
         self.fate = fate
         self.checkpoints: dict[str, int] = {}
@@ -75,7 +78,9 @@ class Server:
             assert "resourceVersion" in preconditions, "a successor of the job would inherit its status"
             assert (set(body["status"]) == {"progress"}) == (manager == PROGRESS_MANAGER), "two writers, one status"
         before = item.get(part, {})
-        item[part] = _pruned(merged(before, json.loads(json.dumps(body[part]))), kind, part)
+        item[part] = merged(before, json.loads(json.dumps(body[part])))
+        if (kind, part) == (KIND, "status"):
+            item[part] = known(item[part], self.definition)
         return copy.deepcopy(item if item[part] == before else self._changed(item))
 
     async def delete(self, path: str, uid: str) -> None:
@@ -368,13 +373,10 @@ def merged(target: Any, patch: Any) -> Any:
     return found
 
 
-def _pruned(value: Any, kind: str, part: str) -> Any:
-    """Without the fields that the definition does not know, as the server drops them in silence."""
-    return known(value, DEFINITION) if (kind, part) == (KIND, "status") else value
-
-
 def known(value: Any, schema: Mapping[str, Any]) -> Any:
-    """The value without unknown fields, by a structural schema."""
+    """The value without unknown fields, which the server drops in silence; an unknown word it refuses."""
+    if value not in schema.get("enum", (value,)):
+        raise ApiError(422, "Invalid", f"Unsupported value: {value!r}")
     if isinstance(value, list):
         return [known(item, schema.get("items", {})) for item in value]
     if isinstance(value, dict) and "properties" in schema:

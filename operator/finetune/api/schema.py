@@ -142,8 +142,8 @@ NO_DATASET = ("!self.startsWith('hf://datasets/')", "hf://datasets/ names a data
 
 
 class OpenEnum(StrEnum):
-    """Words of the status. One that only a newer operator knows is kept as it stands: to drop an attempt's outcome, or a
-    condition, would be to forget that it ever was."""
+    """Words of the status. One that only a newer operator knows is kept as it stands: to drop an attempt's outcome, or
+    a condition, would be to forget that it ever was."""
 
     @classmethod
     def _missing_(cls, value: object) -> Self | None:

@@ -1,4 +1,4 @@
-"""A job that the server holds up: it costs next to nothing, its message stands still, and what may help is tried at once."""
+"""A job that the server holds up: it costs next to nothing, its message stands, and what may help is tried at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from tests.simulation.replica import SETTINGS
 from tests.simulation.server import Server
 
 KEY = ("team", "tune")
-QUOTA = ApiError(403, "Forbidden", 'jobs.batch "tune-prepare-1" is forbidden: exceeded quota: few, used: count/jobs.batch=1')
+QUOTA = ApiError(
+    403, "Forbidden", 'jobs.batch "tune-prepare-1" is forbidden: exceeded quota: few, used: count/jobs.batch=1'
+)
 WEBHOOK_DOWN = ApiError(
     500, "InternalError", 'Internal error occurred: failed calling webhook "v.example.com": connection refused'
 )

@@ -79,8 +79,8 @@ class Applier:
     store: Store
     identity: str = ""
     leading: Callable[[], bool] = lambda: True
-    storable: Callable[[dict[str, Any]], dict[str, Any]] = lambda patch: patch
-    """What the served definition can store of a patch of the status."""
+    storable: Callable[[dict[str, Any]], dict[str, Any]] = lambda status: status
+    """What the served definition can store of a status."""
 
     _told: set[asyncio.Task[None]] = field(default_factory=set)
     _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_EVENTS_AT_ONCE))
@@ -113,13 +113,13 @@ class Applier:
         assert decision.status is not None
         self._check()
         before = observed.status
-        patch = self.storable(merge_patch(document(before), document(decision.status)))
+        patch = merge_patch(document(before), self.storable(document(decision.status)))
         if not patch:
             return observed.job
         written = await _merge_status(self.api, observed.job, patch, FIELD_MANAGER)
         self.store.feed(written)
         for transition in transitions(before, decision.status):
-            self._tell(observed, event(observed, transition, datetime.now(UTC), self.identity))
+            self.post(event(observed, transition, datetime.now(UTC), self.identity))
         return written
 
     async def _create(self, observed: Observed, body: dict[str, Any]) -> Applied:
@@ -149,17 +149,19 @@ class Applier:
         if not self.leading():
             raise NotLeadingError
 
-    def _tell(self, observed: Observed, body: dict[str, Any]) -> None:
+    def post(self, body: dict[str, Any]) -> None:
         """Post an Event beside the work, which does not wait for it. News that nobody took for long is dropped."""
         if len(self._told) >= _EVENTS_WAITING:
             return
-        create = functools.partial(self.api.create, EVENTS.path(observed.namespace), body)
+        about = body["involvedObject"]
+        create = functools.partial(self.api.create, EVENTS.path(about["namespace"]), body)
+        what = f"{about['namespace']}/{about['name']}: an Event is not posted yet"
 
         async def post() -> None:
             # Told already (409), or the namespace goes (403, 404).
             with contextlib.suppress(ApiError, TimeoutError):
                 async with asyncio.timeout(_EVENT_SECONDS), self._turns:
-                    await until_answered(create, f"{observed.namespace}/{observed.name}: an Event is not posted yet")
+                    await until_answered(create, what)
 
         task = asyncio.get_running_loop().create_task(post())
         self._told.add(task)
@@ -176,8 +178,8 @@ class Applier:
 def _refusal(error: ApiError, child: str) -> Applied:
     """What a refused create means; raises the error when it is not about the child.
 
-    An admission plug-in (quota, limits, a webhook, a policy) may think otherwise later, whatever its status code, and so
-    may a webhook that cannot be asked (500). What the API itself finds wrong with the object stays wrong."""
+    An admission plug-in (quota, limits, a webhook, a policy) may think otherwise later, whatever its status code, and
+    a webhook that cannot be asked (500) may come back. What the API itself finds wrong with the object stays wrong."""
     if error.status in (403, 409, 500) or _DENIED in error.message:
         return Applied(conflict=f"the {child} cannot be created: {error.message}")
     if error.status in (400, 413, 422):

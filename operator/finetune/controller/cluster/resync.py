@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from finetune.controller.cluster.access import ConfigurationError
-from finetune.controller.cluster.backoff import UNREACHABLE, BackOff, until_answered
+from finetune.controller.cluster.backoff import UNREACHABLE, BackOff, passing, until_answered
 from finetune.controller.cluster.client import METADATA_ONLY, Api, ApiError
 from finetune.controller.cluster.resources import Resource
 from finetune.controller.cluster.store import Key, Store
@@ -44,6 +44,9 @@ class Resync:
     enqueue: Callable[[Key], None]
     lagging_rounds: int = 0
     rounds: int = 0
+    refused: bool = False
+    """Whether the last comparison was refused: rights or a definition are missing, and may come back."""
+
     _behind: set[tuple[str, str, str]] = field(default_factory=set)
 
     async def fill(self) -> None:
@@ -70,19 +73,16 @@ class Resync:
             await asyncio.sleep(seconds)
             try:
                 await self.round()
+                self.refused = False
             except UNREACHABLE as error:
+                self.refused = not passing(error)
                 log.warning("the store could not be compared with the server: %r", error)
 
     async def round(self) -> None:
         """One comparison of all kinds."""
         behind: set[tuple[str, str, str]] = set()
         for resource in self.watched:
-            try:
-                behind |= await self._compare(resource, _GRACE_SECONDS)
-            except ApiError as error:
-                if error.status == 404:
-                    raise _final(error, resource) from error
-                raise
+            behind |= await self._compare(resource, _GRACE_SECONDS)
         again = behind & self._behind
         self.lagging_rounds = self.lagging_rounds + 1 if again else 0
         self._behind = behind
@@ -131,13 +131,17 @@ class Resync:
 
     def _older(self, resource: Resource, seen: Versions) -> list[tuple[str, str]]:
         """What the store has not seen in the version that the server listed."""
-        return [place for place, (uid, version) in seen.items() if self.store.lacks(resource.kind, *place, uid, version)]
+        return [
+            place for place, (uid, version) in seen.items() if self.store.lacks(resource.kind, *place, uid, version)
+        ]
 
     async def _fetch(self, resource: Resource, namespace: str, name: str) -> None:
         """Read one object, as long as it is in view: whoever lost its label meanwhile is none of ours."""
         query = {"fieldSelector": f"metadata.name={name}", **_selected(resource)}
         read = functools.partial(self.api.get, resource.path(namespace), query)
-        for item in (await until_answered(read, f"{resource.kind} {namespace}/{name} cannot be read")).get("items") or ():
+        for item in (await until_answered(read, f"{resource.kind} {namespace}/{name} cannot be read")).get(
+            "items"
+        ) or ():
             self._tell(self.store.feed({**item, "kind": resource.kind}))
 
     def _tell(self, key: Key | None) -> None:
