@@ -75,12 +75,10 @@ def _place(document: Document, location: tuple[str | int, ...]) -> tuple[str | i
     """The innermost thing that is there on the way to where a problem lies: what lacks a field goes as a whole."""
     found: Any = document
     for depth, part in enumerate(location):
-        if isinstance(found, dict) and part in found:
-            found = found[part]
-        elif isinstance(found, list) and isinstance(part, int) and part < len(found):
-            found = found[part]
-        else:
+        inside = part in found if isinstance(found, dict) else isinstance(found, list) and part in range(len(found))
+        if not inside:
             return location[:depth]
+        found = found[part]
     return location
 
 

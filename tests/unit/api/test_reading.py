@@ -78,7 +78,9 @@ def test_what_cannot_be_read_is_left_out_by_itself():
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-FIELDS = st.sampled_from([*STATUS, "progress", "training", "history", "step", "type", "status", "outcome", "number", "x"])
+FIELDS = st.sampled_from(
+    [*STATUS, "progress", "training", "history", "step", "type", "status", "outcome", "number", "x"]
+)
 JSON = st.recursive(LEAVES, lambda item: st.lists(item, max_size=3) | st.dictionaries(FIELDS, item, max_size=4))
 
 
@@ -103,7 +105,13 @@ def test_a_number_that_no_server_stores_is_left_out_and_the_rest_of_the_report_c
 
 @pytest.mark.parametrize(
     ("reason", "kept"),
-    [("404NotFound", "Code404NotFound"), ("no space: left", "nospaceleft"), ("!!", ""), ("Ä", ""), ("x" * 500, "x" * 128)],
+    [
+        ("404NotFound", "Code404NotFound"),
+        ("no space: left", "nospaceleft"),
+        ("!!", ""),
+        ("Ä", ""),
+        ("x" * 500, "x" * 128),
+    ],
 )
 def test_whatever_a_foreign_trainer_gives_as_its_reason_a_condition_takes_it(reason, kept):
     report = StepReport.from_json(json.dumps({"step": "train", "error": {"reason": reason, "message": "m"}}))
@@ -131,7 +139,9 @@ def test_of_a_report_only_what_the_definition_has_comes_into_status():
 
 
 def test_storable_keeps_what_is_sound():
-    assert storable({"a": [1, 2.5, True, None, "x", {"b": -(2**63)}]}) == {"a": [1, 2.5, True, None, "x", {"b": -(2**63)}]}
+    assert storable({"a": [1, 2.5, True, None, "x", {"b": -(2**63)}]}) == {
+        "a": [1, 2.5, True, None, "x", {"b": -(2**63)}]
+    }
 
 
 def test_the_definition_is_as_closed_as_ever():

@@ -17,8 +17,8 @@ from kubernetes.aio.config import ConfigException
 
 from finetune.controller.cluster import access as module
 from finetune.controller.cluster.access import Access, ConfigurationError
-from finetune.controller.cluster.patience import Patience
 from finetune.controller.cluster.client import Api, ApiError
+from finetune.controller.cluster.patience import Patience
 
 PLUGIN = """
 import json, pathlib, sys

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from finetune.api import GROUP, KIND, PLURAL, VERSION
 from finetune.api.crd import structural
+from finetune.api.schema import Model
 from finetune.api.spec import FineTuneJobSpec
 from finetune.api.status import FineTuneJobStatus
 from finetune.controller.cluster.backoff import UNREACHABLE, until_answered
@@ -68,7 +69,7 @@ class Definition:
         except ApiError as error:
             log.info("whether the definition %s.%s is up to date cannot be read: %s", PLURAL, GROUP, error)
             return False
-        parts = {"spec": FineTuneJobSpec, "status": FineTuneJobStatus}
+        parts: dict[str, type[Model]] = {"spec": FineTuneJobSpec, "status": FineTuneJobStatus}
         fields = served.get("properties") or {}
         found = (_unknown(structural(model), fields.get(part) or {}, part) for part, model in parts.items())
         before, self.unknown = self.unknown, tuple(path for paths in found for path in paths) if fields else ()

@@ -22,7 +22,7 @@ from finetune.controller.decision.stages.pod import PodSettings
 log = logging.getLogger(__name__)
 
 _PASSES = 3
-"""What the server said of a decision is known to the next one within the same visit: its words, and that they passed."""
+"""What the server said of a decision is known to the next one, within one visit: its words, and that they passed."""
 
 
 @dataclass

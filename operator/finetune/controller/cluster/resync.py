@@ -71,12 +71,16 @@ class Resync:
         """Compare every so often, for ever."""
         while True:
             await asyncio.sleep(seconds)
-            try:
-                await self.round()
-                self.refused = False
-            except UNREACHABLE as error:
-                self.refused = not passing(error)
-                log.warning("the store could not be compared with the server: %r", error)
+            await self.compare()
+
+    async def compare(self) -> None:
+        """One comparison, if it is possible now."""
+        try:
+            await self.round()
+            self.refused = False
+        except UNREACHABLE as error:
+            self.refused = not passing(error)
+            log.warning("the store could not be compared with the server: %r", error)
 
     async def round(self) -> None:
         """One comparison of all kinds."""

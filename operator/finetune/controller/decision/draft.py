@@ -9,7 +9,7 @@ from typing import Any
 from finetune.api.conditions import ConditionStatus, ConditionType, initial, is_true, shortened, with_condition
 from finetune.api.contract import CONDITIONS, PARTS, Step, StepReport
 from finetune.api.reading import read, readable
-from finetune.api.schema import Model
+from finetune.api.schema import StatusModel
 from finetune.api.status import (
     Attempts,
     DatasetStatus,
@@ -32,7 +32,7 @@ PHASES: Mapping[Step, Phase] = {
     Step.SAVE: Phase.SAVING,
 }
 
-_MODELS: Mapping[str, type[Model]] = {
+_MODELS: Mapping[str, type[StatusModel]] = {
     "model": ModelStatus,
     "tokens": TokensStatus,
     "dataset": DatasetStatus,
