@@ -97,12 +97,19 @@ class ExitCode(IntEnum):
     BAD_DATA = 65
     NO_INPUT = 66
     UNAVAILABLE = 69
+    SOFTWARE = 70
     IO_ERROR = 74
     PREEMPTED = 75
     BAD_CONFIGURATION = 78
 
 
-NEVER_RETRIED = (ExitCode.USAGE, ExitCode.BAD_DATA, ExitCode.NO_INPUT, ExitCode.BAD_CONFIGURATION)
+NEVER_RETRIED = (
+    ExitCode.USAGE,
+    ExitCode.BAD_DATA,
+    ExitCode.NO_INPUT,
+    ExitCode.SOFTWARE,
+    ExitCode.BAD_CONFIGURATION,
+)
 """Trying again cannot help: somebody has to change something."""
 
 

@@ -31,7 +31,7 @@ EXAMPLES = """[cyan]finetune run job.yaml[/cyan]   [dim]pvc://CLAIM/PATH is clai
 
 Ctrl-C stops after a checkpoint; the same command without --fresh goes on from there, and does again only what changed.
 
-Exit codes: 0 done; 64, 65, 66, 78 somebody has to change something; 69, 74 worth trying again; 75 stopped after a
+Exit codes: 0 done; 64, 65, 66, 70, 78 somebody has to change something; 69, 74 worth trying again; 75 stopped after a
 checkpoint.
 """
 LOCAL_MODEL = "local-model"

@@ -36,7 +36,7 @@ EXAMPLES = """[cyan]finetune tokens SmolLM2 --add '<think>' --add BRCA1 --dry-ru
 [cyan]finetune tokens SmolLM2 -f job.yaml --output SmolLM2-think[/cyan]   [dim]spec.tokens of a FineTuneJob, where each
 token can have its own init and kind[/dim]
 
-Exit codes: 0 done; 64, 65, 66, 78 somebody has to change something; 69, 74 worth trying again.
+Exit codes: 0 done; 64, 65, 66, 70, 78 somebody has to change something; 69, 74 worth trying again.
 """
 LIST = "pvc://list/tokens"
 """What the steps know the file of --add-from by."""

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="finetune-step",
         description="Runs one step of a FineTuneJob. The job is read from $FINETUNE_JOB (/etc/finetune/job.json), "
         "the step works in $FINETUNE_WORKSPACE (/workspace).",
-        epilog="Exit codes: 0 done; 64, 65, 66, 78 somebody has to change something; 69, 74 worth trying again; "
+        epilog="Exit codes: 0 done; 64, 65, 66, 70, 78 somebody has to change something; 69, 74 worth trying again; "
         "75 stopped on request after a checkpoint.",
     )
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")

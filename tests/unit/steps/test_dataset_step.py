@@ -414,6 +414,13 @@ def refused(rows: list[Any], source: dict[str, Any] | None = None, **dataset: An
             "MalformedRow",
             "row 1 of train: messages[0] has the role 'judge'",
         ),
+        (
+            refused([{"messages": QUESTION, "weight": 1}, {"messages": QUESTION, "weight": 0.5}]),
+            ExitCode.BAD_DATA,
+            "MalformedRow",
+            "row 2 of train: column weight holds 0.5, and rows are learned whole",
+        ),
+        (refused([{"text": "a", "train": False}]), ExitCode.BAD_DATA, "MalformedRow", "column train holds False"),
         (refused([]), ExitCode.BAD_DATA, "EmptyDataset", "pvc://data/rows.jsonl has no rows"),
         (refused(ROWS, {"split": "train[5:5]"}), ExitCode.BAD_DATA, "EmptyDataset", "has no rows in train[5:5]"),
         (refused([{"words": "a"}]), ExitCode.BAD_CONFIGURATION, "UnknownFormat", "the columns words"),
@@ -463,6 +470,13 @@ def test_what_cannot_be_used_is_refused_with_place_and_remedy(
     assert (failure.code, failure.error.reason) == (code, reason), failure.error
     assert words in failure.error.message
     assert failure.error.hint
+
+
+def test_a_column_that_only_shares_its_name_with_a_mark_is_named_as_unused(workshop: Workshop) -> None:
+    rows = [{"text": text, "loss": 0.25, "train": "yes", "weight": 1} for text in ("a b", "c d")]
+    workshop.write("rows.jsonl", rows)
+    (unused,) = load(workshop, workshop.job())["unusedFields"]
+    assert all(name in unused for name in ("loss", "train", "weight")), unused
 
 
 LATIN = "café".encode("latin-1")

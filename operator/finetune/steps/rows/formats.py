@@ -19,6 +19,7 @@ from finetune.api.contract import ExitCode
 from finetune.api.spec import Format as Kind
 from finetune.steps.rows.messages import (
     CALLS,
+    MARKS,
     ROLES,
     MalformedRow,
     Message,
@@ -32,8 +33,9 @@ from finetune.steps.runtime.failure import StepFailure
 
 Row = Mapping[str, Any]
 
-MATTER = ("system", "history", "tools", "functions", "tool_calls", "reasoning_content", "thinking")
-"""Columns that say what the model is to see or to say: a format that has no place for one refuses rows that fill it."""
+MATTER = ("system", "history", "tools", "functions", "tool_calls", "reasoning_content", "thinking", *MARKS)
+"""Columns that say what the model is to see or to say, or how much of it is learned: a format that has no place for one
+refuses rows that fill it."""
 
 CONTEXT = ("system", "tools", "chat_template_kwargs")
 """Columns beside a conversation that belong to it."""
@@ -123,13 +125,28 @@ class Format:
 
     def _refuse(self, row: Row) -> None:
         for name in self.refused:
-            if row.get(name) not in (None, "", [], {}, "[]"):
+            if name in MARKS and _marks(name, row.get(name)):
+                error = MalformedRow(f"column {name} holds {row[name]}, and rows are learned whole")
+                error.hint = (
+                    f"Drop rows that are not to be learned and repeat those that count more (or weigh whole sources by "
+                    f"spec.dataset.sources[].weight), then remove the column; turns may be marked: messages[].{name}."
+                )
+                raise error
+            if name not in MARKS and row.get(name) not in (None, "", [], {}, "[]"):
                 error = MalformedRow(f"column {name} holds something, and {self.name} has no place for it")
                 error.hint = (
                     f"Write a template (user, assistant, system or text) that uses {name}, or remove the column if it "
                     "is not to be learned from."
                 )
                 raise error
+
+
+def _marks(name: str, value: Any) -> bool:
+    """Whether a value beside the row says that it counts more or less than others. Datasets have columns of these names
+    for other things too: a loss that somebody measured, the name of a split."""
+    if name == "weight":
+        return isinstance(value, int | float) and value != 1
+    return isinstance(value, int | float) and value == 0
 
 
 def recognised(columns: Sequence[str], field: str) -> Format:
@@ -291,5 +308,5 @@ _FORMATS = (
         optional=("input", "history", *CONTEXT),
         refused=tuple(name for name in _NOT_CONTEXT if name != "history"),
     ),
-    Format(Kind.TEXT, ("text",), lambda row: PlainText(_text(row, "text"))),
+    Format(Kind.TEXT, ("text",), lambda row: PlainText(_text(row, "text")), refused=MARKS),
 )

@@ -7,6 +7,9 @@ from typing import Any
 
 from finetune.api.contract import ExitCode, StepError
 
+_MISTAKES = (TypeError, AttributeError, NameError, ImportError, NotImplementedError)
+"""What Python raises where code does not fit code: the same input meets it again."""
+
 
 class StepFailure(Exception):
     """A step cannot do its work.
@@ -49,6 +52,14 @@ def failure_of(error: Exception) -> StepFailure:
     if isinstance(error, MemoryError):
         return StepFailure(
             ExitCode.UNAVAILABLE, "OutOfMemory", f"Out of memory: {error}", "Raise the memory in resources.limits."
+        )
+    if isinstance(error, _MISTAKES):
+        return StepFailure(
+            ExitCode.SOFTWARE,
+            "InternalError",
+            f"{type(error).__name__}: {error}",
+            "Trying again would end the same way: this is a mistake in the code, ours or a library's. The pod's log "
+            "holds the traceback.",
         )
     return StepFailure(
         ExitCode.UNAVAILABLE, "Crashed", f"{type(error).__name__}: {error}", "The pod's log holds the traceback."
