@@ -64,7 +64,7 @@ class Replica:
         self.reconciler = Reconciler(
             self.store, self.queue, self.applier, self._pod_settings, self.metrics.reconcile_seconds.observe
         )
-        self.writer = progress.ProgressWriter(api, self.store, now=progress.clock)
+        self.writer = progress.ProgressWriter(api, self.store, now=progress.clock, storable=self.definition.storable)
         self._deciding = False
         self._filled = False
         api.counted = self.metrics.count_write

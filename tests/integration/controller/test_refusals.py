@@ -89,11 +89,12 @@ def test_a_label_taken_off_and_put_back_turns_nothing_red_and_the_job_goes_on(cl
         pod = playground.pod("prepare")
         playground.run(pod, "prepare", Step.DOWNLOAD)
         playground.until_phase("Downloading")
-        compared = time.monotonic() + 15  # what is behind counts after two rounds of half a second and a grace of three
+        for value in (None, "tune"):
+            playground.patch("Pod", pod, {"metadata": {"labels": {JOB_LABEL: value}}})
+        compared = time.monotonic() + 20  # three rounds with a grace of three seconds each make a watch a dead one
         while time.monotonic() < compared:
-            for value in (None, "tune"):
-                playground.patch("Pod", pod, {"metadata": {"labels": {JOB_LABEL: value}}})
             assert operator.probe("healthz") == 200, operator.page("healthz")
+            time.sleep(0.2)
         playground.succeed(pod, "prepare")
         playground.pod("train")
         assert "lag behind" not in operator.log.read_text()

@@ -40,6 +40,15 @@ _EVENTS_WAITING = 1000
 _EVENT_SECONDS = 300.0
 
 
+Storable = Callable[[dict[str, Any]], dict[str, Any]]
+"""What the served definition can store of a status."""
+
+
+def as_it_is(status: dict[str, Any]) -> dict[str, Any]:
+    """All of it."""
+    return status
+
+
 class NotLeadingError(Exception):
     """The lease is lost: not one more write."""
 
@@ -79,8 +88,7 @@ class Applier:
     store: Store
     identity: str = ""
     leading: Callable[[], bool] = lambda: True
-    storable: Callable[[dict[str, Any]], dict[str, Any]] = lambda status: status
-    """What the served definition can store of a status."""
+    storable: Storable = as_it_is
 
     _told: set[asyncio.Task[None]] = field(default_factory=set)
     _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_EVENTS_AT_ONCE))
@@ -92,7 +100,7 @@ class Applier:
             job = await self._write_status(observed, decision)
         if decision.progress is not None:
             self._check()
-            self.store.feed(await write_progress(self.api, job, decision.progress))
+            self.store.feed(await write_progress(self.api, job, decision.progress, self.storable))
         for child, wanted in decision.suspend:
             self._check()
             path = BY_KIND[child.kind].path(observed.namespace, child.name)
@@ -187,10 +195,11 @@ def _refusal(error: ApiError, child: str) -> Applied:
     raise error
 
 
-async def write_progress(api: Writer, job: Object, progress: Progress) -> dict[str, Any]:
+async def write_progress(api: Writer, job: Object, progress: Progress, storable: Storable = as_it_is) -> dict[str, Any]:
     """Write `status.progress`, and nothing else, of that very job."""
     before = status_of(job).progress
-    patch = merge_patch(before.wire() if before else {}, progress.wire())
+    after = storable({"progress": progress.wire()}).get("progress", {})
+    patch = merge_patch(before.wire() if before else {}, after)
     return await _merge_status(api, job, {"progress": patch}, PROGRESS_MANAGER)
 
 
