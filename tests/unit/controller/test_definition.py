@@ -52,7 +52,7 @@ def older(*paths: str, words: tuple[str, ...] = ()) -> dict:
     return schema
 
 
-OLDER = older("specDigest", "attempts.preemptions", "attempts.history.node", words=("Saving",))
+OLDER = older("specDigest", "attempts.preemptions", "attempts.history.node", words=("Pending", "Saving"))
 
 
 async def test_a_definition_of_the_same_age_knows_everything():
@@ -68,7 +68,8 @@ async def test_what_an_older_definition_does_not_know_is_named_with_its_remedy()
     definition = Definition(api)
     assert await definition.read()
     assert definition.unknown == (
-        "status.phase=Saving", "status.specDigest", "status.attempts.preemptions", "status.attempts.history[].node",
+        "status.phase=Pending", "status.phase=Saving", "status.specDigest", "status.attempts.preemptions",
+        "status.attempts.history[].node",
     )  # fmt: skip
     assert "status.specDigest" in definition.warning
     assert "apply manifests/crd.yaml" in definition.warning

@@ -121,7 +121,7 @@ class Applier:
         assert decision.status is not None
         self._check()
         before = observed.status
-        patch = merge_patch(document(before), self.storable(document(decision.status)))
+        patch = merge_patch(self.storable(document(before)), self.storable(document(decision.status)))
         if not patch:
             return observed.job
         written = await _merge_status(self.api, observed.job, patch, FIELD_MANAGER)
@@ -197,9 +197,11 @@ def _refusal(error: ApiError, child: str) -> Applied:
 
 async def write_progress(api: Writer, job: Object, progress: Progress, storable: Storable = as_it_is) -> dict[str, Any]:
     """Write `status.progress`, and nothing else, of that very job."""
-    before = status_of(job).progress
-    after = storable({"progress": progress.wire()}).get("progress", {})
-    patch = merge_patch(before.wire() if before else {}, after)
+    shown = status_of(job).progress
+    before, after = (
+        storable({"progress": item.wire()} if item else {}).get("progress", {}) for item in (shown, progress)
+    )
+    patch = merge_patch(before, after)
     return await _merge_status(api, job, {"progress": patch}, PROGRESS_MANAGER)
 
 
