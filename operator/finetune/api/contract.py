@@ -15,7 +15,7 @@ from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import from_json
 
 from finetune.api.conditions import ConditionType, shortened, word
@@ -179,8 +179,14 @@ class StepReport(Model):
             found = from_json(text)
         except ValueError:
             return None
-        sound = readable(cls, storable(found)) if isinstance(found, dict) else {}
-        return cls.model_validate(sound) if sound else None
+        if not isinstance(found, dict):
+            return None
+        sound = storable(found)
+        try:
+            return cls.model_validate(sound)
+        except ValidationError:
+            kept = readable(cls, sound)
+        return cls.model_validate(kept) if kept else None
 
 
 def _shortened_values(result: dict[str, Any], limit: int) -> dict[str, Any]:

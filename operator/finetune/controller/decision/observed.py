@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
+from pydantic import ValidationError
+
 from finetune.api import API_VERSION, KIND
 from finetune.api.contract import ATTEMPT_LABEL, JOB_UID_LABEL, STAGE_LABEL
 from finetune.api.reading import read, unknown_fields
@@ -74,12 +76,21 @@ class Observed:
     @cached_property
     def spec(self) -> FineTuneJobSpec:
         """The spec, without `unknown_fields`; raises pydantic.ValidationError for a value that cannot be read."""
-        return FineTuneJobSpec.model_validate(self.job["spec"], extra="ignore")
+        return self._spec or FineTuneJobSpec.model_validate(self.job["spec"], extra="ignore")
 
     @cached_property
     def unknown_fields(self) -> tuple[str, ...]:
         """The fields of the spec that only a newer operator knows, as paths."""
-        return tuple(f"spec.{path}" for path in unknown_fields(FineTuneJobSpec, self.job["spec"]))
+        found = () if self._spec else unknown_fields(FineTuneJobSpec, self.job["spec"])
+        return tuple(f"spec.{path}" for path in found)
+
+    @cached_property
+    def _spec(self) -> FineTuneJobSpec | None:
+        """The spec, where all of it is known and can be read."""
+        try:
+            return FineTuneJobSpec.model_validate(self.job["spec"])
+        except ValidationError:
+            return None
 
     @cached_property
     def status(self) -> FineTuneJobStatus:
