@@ -52,11 +52,8 @@ class Writes:
             return dict(body)
         return await self._write(lambda: self._server.create(path, body))
 
-    async def merge(self, path: str, body: Any) -> dict[str, Any]:
-        return await self._write(lambda: self._server.merge(path, body))
-
-    async def apply(self, path: str, body: Any, manager: str) -> dict[str, Any]:
-        return await self._write(lambda: self._server.apply(path, body, manager))
+    async def merge(self, path: str, body: Any, manager: str) -> dict[str, Any]:
+        return await self._write(lambda: self._server.merge(path, body, manager))
 
     async def delete(self, path: str, uid: str, grace_seconds: int | None = None) -> None:
         await self._write(lambda: self._server.delete(path, uid, grace_seconds))

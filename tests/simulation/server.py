@@ -15,6 +15,8 @@ from typing import Any
 
 from finetune.api import API_VERSION, KIND
 from finetune.api.contract import CONTAINERS, OPERATOR_LABEL, ExitCode, Step
+from finetune.api.crd import structural
+from finetune.api.status import FineTuneJobStatus
 from finetune.controller.cluster.apply import PROGRESS_MANAGER
 from finetune.controller.cluster.client import ApiError
 from finetune.controller.cluster.resources import EVENTS, SERVICES, WATCHED
@@ -26,6 +28,7 @@ Fate = Callable[[dict[str, Any], Step], str]
 """What becomes of a pod's step: ok, crash, unavailable, user-error, oom, preempt, evict or lost."""
 
 _CODES = {"crash": 1, "unavailable": 69, "user-error": 65, "oom": 137, "preempt": 75, "evict": 75, "lost": 137}
+DEFINITION = structural(FineTuneJobStatus)
 _KINDS = {resource.plural: resource.kind for resource in (*WATCHED, SERVICES, EVENTS)}
 
 
@@ -42,6 +45,8 @@ class Server:
 
         self.silent: set[str] = set()
         """Pods whose machines do not answer any more: what they do is not known, and nobody tells them anything."""
+        self.definition = DEFINITION
+        """The schema of a FineTuneJob's status, as it is served."""
 
         self.now = NOW
         self.fate = fate
@@ -63,31 +68,24 @@ class Server:
             raise ApiError(409, "AlreadyExists", f"{key} already exists")
         return copy.deepcopy(self._add(copy.deepcopy(dict(body))))
 
-    async def merge(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        kind, name, _ = _place(path)
-        item = self._found(kind, name)
-        if body["metadata"]["uid"] != item["metadata"]["uid"]:
-            raise ApiError(409, "Conflict", "uid")
-        if kind == "Pod":
-            item["status"] |= body["status"]
-            return copy.deepcopy(self._changed(item))
-        item.setdefault("spec", {}).update(body.get("spec", {}))
-        item["metadata"] = _merged(item["metadata"], body["metadata"])
-        return copy.deepcopy(self._changed(item))
-
-    async def apply(self, path: str, body: Mapping[str, Any], manager: str) -> dict[str, Any]:
+    async def merge(self, path: str, body: Mapping[str, Any], manager: str) -> dict[str, Any]:
         kind, name, subresource = _place(path)
-        assert (kind, subresource) == (KIND, "status")
         item = self._found(kind, name)
-        metadata = body["metadata"]  # a UID in it is ignored, as by the real server on a custom resource's status
-        if metadata.get("resourceVersion", item["metadata"]["resourceVersion"]) != item["metadata"]["resourceVersion"]:
+        preconditions = {key: body["metadata"][key] for key in ("uid", "resourceVersion") if key in body["metadata"]}
+        if not preconditions.items() <= item["metadata"].items():
             raise ApiError(409, "Conflict", "the object has been modified")
-        status = item.setdefault("status", {})
-        mine = (lambda key: key == "progress") if manager == PROGRESS_MANAGER else (lambda key: key != "progress")
-        written = json.loads(json.dumps(body["status"]))
-        assert all(mine(key) for key in written)
-        item["status"] = {key: value for key, value in status.items() if not mine(key)} | written
-        return copy.deepcopy(self._changed(item))
+        part = subresource or "spec"
+        assert set(body) <= {"metadata", part}
+        if kind == KIND:
+            assert "resourceVersion" in preconditions, "a successor of the job would inherit its status"
+            assert (set(body["status"]) == {"progress"}) == (manager == PROGRESS_MANAGER), "two writers, one status"
+        before = copy.deepcopy(item)
+        if part in body:
+            item[part] = merged(item.get(part, {}), json.loads(json.dumps(body[part])))
+        if (kind, part) == (KIND, "status"):
+            item[part] = known(item[part], self.definition)
+        item["metadata"] = _merged(item["metadata"], body["metadata"])
+        return copy.deepcopy(item if item == before else self._changed(item))
 
     async def delete(self, path: str, uid: str, grace_seconds: int | None = None) -> None:
         """A pod that is deleted by force stays until the Job controller has counted it: see `_kubelet`."""
@@ -424,6 +422,31 @@ def _policy(job: dict[str, Any], pod: dict[str, Any]) -> dict[str, str]:
                 )
                 return {"reason": "PodFailurePolicy", "message": f"{message} {index}"}
     return {"reason": "BackoffLimitExceeded", "message": "Job has reached the specified backoff limit"}
+
+
+def merged(target: Any, patch: Any) -> Any:
+    """RFC 7396."""
+    if not isinstance(patch, dict):
+        return patch
+    found = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            found.pop(key, None)
+        else:
+            found[key] = merged(found.get(key), value)
+    return found
+
+
+def known(value: Any, schema: Mapping[str, Any]) -> Any:
+    """The value without unknown fields, which the server drops in silence; an unknown word it refuses."""
+    if value not in schema.get("enum", (value,)):
+        raise ApiError(422, "Invalid", f"Unsupported value: {value!r}")
+    if isinstance(value, list):
+        return [known(item, schema.get("items", {})) for item in value]
+    if isinstance(value, dict) and "properties" in schema:
+        fields = schema["properties"]
+        return {key: known(item, fields[key]) for key, item in value.items() if key in fields}
+    return value
 
 
 def _place(path: str) -> tuple[str, str, str]:

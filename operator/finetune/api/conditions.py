@@ -7,20 +7,21 @@ condition's time always means "since when has this been so".
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from enum import StrEnum
 
 from pydantic import Field
 
 from finetune.api.reasons import Reason
-from finetune.api.spec import Model
+from finetune.api.schema import OpenEnum, StatusModel
 
+MAX_REASON = 128
 MAX_MESSAGE = 4096
 """Characters of a condition's message; longer ones keep their beginning and end."""
 
 
-class ConditionType(StrEnum):
+class ConditionType(OpenEnum):
     MODEL_DOWNLOADED = "ModelDownloaded"
     TOKENS_ADDED = "TokensAdded"
     MODEL_RELOADED = "ModelReloaded"
@@ -59,13 +60,13 @@ MEANINGS: Mapping[ConditionType, str] = {
 }
 
 
-class ConditionStatus(StrEnum):
+class ConditionStatus(OpenEnum):
     TRUE = "True"
     FALSE = "False"
     UNKNOWN = "Unknown"
 
 
-class Condition(Model):
+class Condition(StatusModel):
     """One observation of the job, as every Kubernetes tool reads it (`kubectl wait --for=condition=Complete`)."""
 
     type: ConditionType = Field(description="What is observed.")
@@ -73,7 +74,7 @@ class Condition(Model):
     reason: str = Field(
         description="Why, in one word.",
         min_length=1,
-        max_length=128,
+        max_length=MAX_REASON,
         pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
     )
     message: str = Field("", description="Why and what to do, in sentences.", max_length=MAX_MESSAGE)
@@ -116,13 +117,13 @@ def with_condition(
     changed = Condition(
         type=kind,
         status=status,
-        reason=reason,
+        reason=word(reason) or "Unknown",
         message=shortened(message, MAX_MESSAGE),
         last_transition_time=since,
         observed_generation=generation,
     )
-    order = list(ConditionType)
-    return tuple(sorted([*kept, changed], key=lambda condition: order.index(condition.type)))
+    order = {kind: place for place, kind in enumerate(ConditionType)}  # those of a newer operator come last
+    return tuple(sorted([*kept, changed], key=lambda condition: order.get(condition.type, len(order))))
 
 
 def summarised(conditions: Iterable[Condition], *, now: datetime, generation: int) -> tuple[Condition, ...]:
@@ -160,6 +161,13 @@ def is_true(conditions: Iterable[Condition], kind: ConditionType) -> bool:
     """Whether the condition of that type holds."""
     condition = find(conditions, kind)
     return condition is not None and condition.status == ConditionStatus.TRUE
+
+
+def word(text: str) -> str:
+    """Whatever somebody gave as a reason, as a condition takes it: letters and digits, a letter first; empty where
+    nothing of it is left."""
+    kept = re.sub(r"[^A-Za-z0-9]", "", text)
+    return (kept if not kept[:1].isdigit() else f"Code{kept}")[:MAX_REASON]
 
 
 def shortened(text: str, limit: int) -> str:

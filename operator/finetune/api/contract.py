@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_core import from_json
 
-from finetune.api.conditions import ConditionType, shortened
+from finetune.api.conditions import ConditionType, shortened, word
+from finetune.api.reading import readable, storable
 from finetune.api.spec import FineTuneJobSpec, Model
 
 MAX_REPORT_BYTES = 1536
@@ -134,7 +136,7 @@ class StepJob(Model):
 class StepError(Model):
     """Why a step failed and what to do about it."""
 
-    reason: str = Field(description="One CamelCase word, for a condition's reason.")
+    reason: Annotated[str, AfterValidator(word)] = Field(description="One CamelCase word, for a condition's reason.")
     message: str = Field(description="What is wrong: field, value.")
     hint: str = Field("", description="How to mend it.")
 
@@ -179,11 +181,21 @@ class StepReport(Model):
 
     @classmethod
     def from_json(cls, text: str) -> StepReport | None:
-        """The report in a termination message, or None when the message is not one (a foreign image, a crash)."""
+        """The report in a termination message, or None when the message is not one (a foreign image, a crash).
+
+        Whoever wrote it: what cannot be read or stored is left out, value by value, and the rest counts."""
         try:
-            return cls.model_validate_json(text)
-        except ValidationError:
+            found = from_json(text)
+        except ValueError:
             return None
+        if not isinstance(found, dict):
+            return None
+        sound = storable(found)
+        try:
+            return cls.model_validate(sound)
+        except ValidationError:
+            kept = readable(cls, sound)
+        return cls.model_validate(kept) if kept else None
 
 
 def _shortened_values(result: dict[str, Any], limit: int) -> dict[str, Any]:

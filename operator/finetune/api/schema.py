@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.alias_generators import to_camel
@@ -64,6 +64,12 @@ class Model(BaseModel):
     def wire(self) -> dict[str, Any]:
         """The document as it stands in YAML: camel-case, without absent fields."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class StatusModel(Model):
+    """A part of the status: what a newer operator wrote into it is kept, and written back with the rest."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 def _as_text(value: object) -> object:
@@ -133,6 +139,19 @@ Revision = Annotated[
 ]
 NO_PARENT = ("!self.contains('/../') && !self.endsWith('/..')", "the path must not contain '..'")
 NO_DATASET = ("!self.startsWith('hf://datasets/')", "hf://datasets/ names a dataset, and a model is wanted here")
+
+
+class OpenEnum(StrEnum):
+    """Words of the status. One that only a newer operator knows is kept as it stands: to drop an attempt's outcome, or
+    a condition, would be to forget that it ever was."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        if not isinstance(value, str):
+            return None
+        word = str.__new__(cls, value)
+        word._name_ = word._value_ = value
+        return word
 
 
 class Switch(StrEnum):

@@ -6,13 +6,12 @@ Two writers share it: the controller owns everything but `progress`, which whoev
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
 
 from finetune.api.conditions import Condition
-from finetune.api.spec import Model
+from finetune.api.schema import OpenEnum, StatusModel
 
 MAX_ATTEMPTS = 10
 """Attempts that status remembers, newest last."""
@@ -20,7 +19,7 @@ MAX_ATTEMPTS = 10
 Text = Annotated[str, Field(max_length=4096)]
 
 
-class Phase(StrEnum):
+class Phase(OpenEnum):
     """Where the job stands, in one word, for people; programs read the conditions."""
 
     PENDING = "Pending"
@@ -42,14 +41,14 @@ class Phase(StrEnum):
     """The job is to fail, and pods of it still run."""
 
 
-class Unit(StrEnum):
+class Unit(OpenEnum):
     BYTE = "byte"
     ROW = "row"
     PIECE = "piece"
     STEP = "step"
 
 
-class Progress(Model):
+class Progress(StatusModel):
     """The live state of the running step, as its pod reported it."""
 
     step: str = Field(
@@ -74,7 +73,7 @@ class Progress(Model):
     last_advance_time: datetime | None = Field(None, description="When `current` last changed.")
 
 
-class ModelStatus(Model):
+class ModelStatus(StatusModel):
     """The base model as it was downloaded."""
 
     commit: str | None = Field(None, description="The commit that the revision resolved to.", max_length=128)
@@ -95,14 +94,14 @@ class ModelStatus(Model):
     )
 
 
-class CharactersPerToken(Model):
+class CharactersPerToken(StatusModel):
     """How compactly the tokenizer writes the domain; more is better."""
 
     before: float = Field(description="Before the tokens were added.")
     after: float = Field(description="After the tokens were added.")
 
 
-class TokenProbability(Model):
+class TokenProbability(StatusModel):
     """How likely a new token is as the next token."""
 
     token: str = Field(description="The token.", max_length=512)
@@ -114,7 +113,7 @@ class TokenProbability(Model):
     with_prompt_before: float | None = Field(None, description="withPrompt of the same text in the base model.")
 
 
-class TokensStatus(Model):
+class TokensStatus(StatusModel):
     """What token addition did."""
 
     added: int = Field(0, description="Tokens that are new.", ge=0)
@@ -141,7 +140,7 @@ class TokensStatus(Model):
     warnings: list[Text] | None = Field(None, description="What may surprise later.", max_length=16)
 
 
-class SourceStatus(Model):
+class SourceStatus(StatusModel):
     """What one source of the dataset turned out to be."""
 
     format: str = Field(
@@ -155,7 +154,7 @@ Counts = Annotated[dict[str, Annotated[int, Field(ge=0)]], Field(json_schema_ext
 """How many, for each reason."""
 
 
-class DatasetStatus(Model):
+class DatasetStatus(StatusModel):
     """What the dataset turned out to be."""
 
     sources: list[SourceStatus] | None = Field(
@@ -214,14 +213,14 @@ class DatasetStatus(Model):
     digest: str | None = Field(None, description="SHA-256 of ids and labels.", max_length=80)
 
 
-class CheckpointStatus(Model):
+class CheckpointStatus(StatusModel):
     """The newest complete checkpoint."""
 
     step: int = Field(description="The optimizer step after which it was written.", ge=0)
     time: datetime | None = Field(None, description="When it was complete.")
 
 
-class TrainingStatus(Model):
+class TrainingStatus(StatusModel):
     """What training came to; live numbers are in `progress`."""
 
     steps: int | None = Field(None, description="Optimizer steps done, those of an embedding warm-up included.", ge=0)
@@ -252,7 +251,7 @@ class TrainingStatus(Model):
     )
 
 
-class AttemptOutcome(StrEnum):
+class AttemptOutcome(OpenEnum):
     """How an attempt ended."""
 
     RUNNING = "Running"
@@ -270,7 +269,7 @@ class AttemptOutcome(StrEnum):
     """Its pods did not all start in time; costs nothing, and the next one waits a while."""
 
 
-class Attempt(Model):
+class Attempt(StatusModel):
     """One try of a stage: one Job."""
 
     stage: str = Field(description="prepare, train or save.", max_length=16)
@@ -288,7 +287,7 @@ class Attempt(Model):
     end_time: datetime | None = Field(None, description="When its last pod was terminal or gone.")
 
 
-class Attempts(Model):
+class Attempts(StatusModel):
     """All tries so far.
 
     Goodput is the share of the training pods' time that went into steps of the result: `status.training.seconds` by
@@ -318,7 +317,7 @@ class Attempts(Model):
     )
 
 
-class OutputStatus(Model):
+class OutputStatus(StatusModel):
     """The result."""
 
     uri: str | None = Field(None, description="Where it lies.", max_length=512)
@@ -327,7 +326,7 @@ class OutputStatus(Model):
     warnings: list[Text] | None = Field(None, description="What may surprise whoever serves it.", max_length=16)
 
 
-class FineTuneJobStatus(Model):
+class FineTuneJobStatus(StatusModel):
     """What is known about the job."""
 
     phase: Phase | None = Field(None, description="Where the job stands, in one word.")

@@ -61,7 +61,7 @@ def watches(replica: Replica, access: Access, registry: kopf.OperatorRegistry) -
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.AiohttpSession:
-        return kopf.AiohttpSession(server=access.server, aiohttp_session=access.session())
+        return kopf.AiohttpSession(server=access.server, aiohttp_session=access.session(replica.patience))
 
     return settings
 

@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from finetune.api import KIND
-from finetune.controller.cluster import complaints
+from finetune.controller.cluster import complaints, definition
 from finetune.controller.cluster.apply import Applier
 from finetune.controller.cluster.client import Api
 from finetune.controller.cluster.lease import Lease
+from finetune.controller.cluster.patience import Patience
 from finetune.controller.cluster.queue import WorkQueue
 from finetune.controller.cluster.reconciler import Reconciler
 from finetune.controller.cluster.resources import EVENTS, FINETUNEJOBS, Resource, watched
@@ -57,22 +58,27 @@ class Replica:
         self.trust = Trust(api, settings.namespace, settings.ca_secret, _hosts(settings), self.lease.leading)
         self.watched = watched(settings.operator)
         self.resync = Resync(api, self.store, settings.namespaces or (None,), self.watched, self.enqueue)
-        self.applier = Applier(api, self.store, settings.identity, self.lease.leading)
+        self.patience = Patience()
+        self.definition = definition.Definition(api)
+        self.applier = Applier(api, self.store, settings.identity, self.lease.leading, self.definition.storable)
         self.reconciler = Reconciler(
             self.store, self.queue, self.applier, self._pod_settings, self.metrics.reconcile_seconds.observe
         )
-        self.writer = progress.ProgressWriter(api, self.store, now=progress.clock)
+        self.writer = progress.ProgressWriter(api, self.store, now=progress.clock, storable=self.definition.storable)
         self._deciding = False
         self._filled = False
         api.counted = self.metrics.count_write
-        self.metrics.show(self.store, lambda: len(self.queue), self.lease.leading)
+        self.metrics.show(self.store, lambda: len(self.queue), self.lease.leading, lambda: len(self.definition.unknown))
         self.health = health.Health(
             watching=lambda: self.resync.healthy,
             waiting=lambda: len(self.queue),
             last_visit=lambda: self.reconciler.last_visit,
             leading=self.lease.leading,
+            notes=lambda: [self.definition.warning] if self.definition.warning else [],
             not_ready={
                 "the lists of the watched kinds": lambda: not self._filled,
+                "the watch of FineTuneJobs": lambda: bool(self.patience.trouble),
+                "the comparison with the server": lambda: self.resync.refused,
                 "the progress service's certificate": lambda: self._reporting and not self.trust.ready.is_set(),
             },
         )
@@ -111,6 +117,7 @@ class Replica:
         for (resource, namespace), event in zip(self._followed(), listed, strict=True):
             name = f"{resource.plural} of {namespace or 'the cluster'}"
             tasks[name] = asyncio.create_task(self._follow(resource, namespace, event))
+        tasks["the definition"] = asyncio.create_task(self._compare_definition())
         if self._reporting:
             tasks["trust"] = asyncio.create_task(self.trust.run())
         tasks["decisions"] = asyncio.create_task(self._decide(listed))
@@ -142,9 +149,21 @@ class Replica:
             relisted = functools.partial(self.resync.forget_missing, resource, namespace)
             await follow(self.api, path, query, see, relisted, listed)
 
+    async def _compare_definition(self) -> None:
+        """Notice, for ever, when somebody upgrades the definition, or takes a step back."""
+        while True:
+            if await self.definition.read_again():
+                self._tell_of_definition()
+
+    def _tell_of_definition(self) -> None:
+        if self.lease.leading() and (warning := self.definition.warning):
+            settings = self.settings
+            self.applier.post(definition.event(warning, settings.namespace, settings.lease, settings.identity))
+
     async def _decide(self, listed: list[asyncio.Event]) -> None:
         """Lead: list everything, then let the workers decide; returns when the lease is lost."""
         await self.resync.fill()
+        await self.definition.read()
         self._filled = True
         resync = asyncio.create_task(self.resync.run(self.settings.resync_seconds))
         workers: list[asyncio.Task[None]] = []
@@ -158,6 +177,7 @@ class Replica:
                     await self._unless_ended(event.wait(), hold, _LOST)
                 # The former leader may have written a moment ago: what it wrote must be known before the first visit.
                 await self._unless_ended(self.resync.fill(), hold, _LOST)
+                self._tell_of_definition()
                 self._deciding = True
                 for key in self.store.job_keys():
                     self.enqueue(key)

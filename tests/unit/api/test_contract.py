@@ -18,9 +18,7 @@ def test_a_report_fits_the_termination_log_whatever_it_says():
     assert StepReport.from_json(text).error.reason == "Bad"
 
 
-@pytest.mark.parametrize(
-    "text", ["", "Killed", "{", '{"step": "dance"}', '{"step": "train", "extra": 1}', "[1]", "null"]
-)
+@pytest.mark.parametrize("text", ["", "Killed", "{", '{"step": "dance"}', "[1]", "null"])
 def test_a_foreign_termination_message_is_no_report(text):
     assert StepReport.from_json(text) is None
 

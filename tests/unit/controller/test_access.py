@@ -18,6 +18,7 @@ from kubernetes.aio.config import ConfigException
 from finetune.controller.cluster import access as module
 from finetune.controller.cluster.access import Access, ConfigurationError
 from finetune.controller.cluster.client import Api, ApiError
+from finetune.controller.cluster.patience import Patience
 
 PLUGIN = """
 import json, pathlib, sys
@@ -154,7 +155,7 @@ async def test_kopf_is_told_to_try_again_whatever_retry_after_says(after):
     app.router.add_route("*", "/{path:.*}", busy)
     async with TestServer(app) as running:
         access = Access(Configuration(host=str(running.make_url("/")).rstrip("/")))
-        async with access.session() as session:
+        async with access.session(Patience()) as session:
             with pytest.raises(aiohttp.ClientConnectionError, match="429"):
                 await session.request("get", running.make_url("/apis"))
 

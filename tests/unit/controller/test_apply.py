@@ -15,6 +15,7 @@ from finetune.controller.decision.observed import Observed
 from tests.builders import FineTuneJob, Job, Pod
 
 JOB = Observed(job=FineTuneJob().build())
+NEWS = {"kind": "Event", "involvedObject": {"name": "tune", "namespace": "team"}}
 
 
 class Api:
@@ -31,7 +32,7 @@ class Api:
 
 async def told(api: Api) -> list:
     applier = Applier(api, Store())
-    applier._tell(JOB, {"kind": "Event"})
+    applier.post(NEWS)
     await applier.drain()
     return api.created
 
@@ -39,7 +40,7 @@ async def told(api: Api) -> list:
 @pytest.mark.parametrize("trouble", [ApiError(429, "", "", retry_after=0.01), ApiError(503, "", ""), OSError()])
 async def test_an_event_that_was_not_taken_is_posted_again(monkeypatch, trouble):
     monkeypatch.setattr(backoff, "_FIRST_SECONDS", 0.001)
-    assert await told(Api(trouble, trouble)) == [{"kind": "Event"}]
+    assert await told(Api(trouble, trouble)) == [NEWS]
 
 
 async def test_slow_events_take_few_connections_and_news_is_dropped_before_it_piles_up(monkeypatch):
@@ -54,7 +55,7 @@ async def test_slow_events_take_few_connections_and_news_is_dropped_before_it_pi
 
     applier = Applier(Slow(), Store())
     for number in range(50):
-        applier._tell(JOB, {"number": number})
+        applier.post(NEWS | {"number": number})
     await asyncio.sleep(0.01)
     assert (len(under_way), len(applier._told)) == (4, 10)
     await applier.drain()
@@ -82,7 +83,7 @@ class Recorder:
     async def get(self, path):
         return self.existing
 
-    async def merge(self, path, body):
+    async def merge(self, path, body, manager):
         self.asked.append(("merge", path.partition("/team/")[2], body))
         return self.existing or Job("train").build()
 

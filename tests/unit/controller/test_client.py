@@ -85,9 +85,9 @@ async def test_a_watch_gives_whole_events_however_they_are_cut(server):
     assert [event["type"] for event in events] == ["ADDED"] * 3
 
 
-async def test_apply_names_its_manager_and_takes_its_fields(server):
-    await server.apply("/x", {"a": 1}, "me")
-    assert server.calls[-1] == ("PATCH", "/x", {"fieldManager": "me", "force": "true"}, '{"a": 1}')
+async def test_a_merge_names_its_manager(server):
+    await server.merge("/x", {"a": 1}, "me")
+    assert server.calls[-1] == ("PATCH", "/x", {"fieldManager": "me"}, '{"a": 1}')
 
 
 async def test_deletion_is_of_that_very_object(server):

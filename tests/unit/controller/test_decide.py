@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from datetime import timedelta
 
@@ -13,6 +15,7 @@ from finetune.api.status import AttemptOutcome, Phase, Progress
 from finetune.controller.decision.decide import Decision, decide, document
 from finetune.controller.decision.observed import Observed, Warned
 from finetune.controller.decision.stages.pod import PodSettings
+from finetune.controller.decision.transitions import transitions
 from tests.builders import NOW, Claim, FineTuneJob, Job, Pod, error_report, stamp
 
 SETTINGS = PodSettings(steps_image="steps:1", train_image="train:1")
@@ -641,3 +644,61 @@ def test_a_condition_says_what_its_step_found():
     pod = Pod("prepare").done(Step.DOWNLOAD, commit="0123456789abcdef", sizeBytes=1_334_762).running(Step.ADD_TOKENS)
     decision = decided(started(), Claim(), Job("prepare"), pod)
     assert find(decision.status.conditions, ConditionType.MODEL_DOWNLOADED).message == "commit 0123456789ab, 1.33 MB"
+
+
+class TestASpecThatANewerOperatorKnows:
+    """The definition on the server is newer than this operator."""
+
+    def test_a_job_that_has_not_begun_waits_for_the_newer_operator_and_says_which_field(self):
+        job = FineTuneJob().with_spec(newer={"x": 1}).training(speed="high")
+        decision = decided(job)
+        assert created(decision) == []
+        assert (decision.status.phase, decision.status.start_time) == (Phase.PENDING, None)
+        said = "this operator does not know spec.training.speed, spec.newer: upgrade the operator"
+        assert decision.status.message == f"{said}, or apply the job without"
+        assert decided(job.with_status(decision.status)).status is None
+
+    def test_a_job_that_has_begun_goes_on_without_it_and_says_so(self):
+        job = prepared()
+        job.training(speed="high")
+        decision = decided(job, Claim())
+        assert created(decision) == ["Job/tune-train-1"]
+        said = "this operator does not know spec.training.speed, and goes on without"
+        assert decision.status.message == said
+        before = Observed(job=job.build()).status
+        assert said in {item.message for item in transitions(before, decision.status)}
+        assert not list(transitions(decision.status, decision.status))
+
+    def test_a_job_that_has_begun_is_left_as_it_is_when_a_value_cannot_be_read(self):
+        job = prepared()
+        job.training(method="Telepathy")
+        decision = decided(job, Claim(), Job("train"), Pod("train").on("n").running(Step.TRAIN))
+        assert (created(decision), decision.delete, decision.suspend) == ([], (), ())
+        assert decision.status.phase == job_status(job).phase
+        assert "cannot read the spec and leaves the job as it is; upgrade it" in decision.status.message
+
+
+@pytest.mark.parametrize("latch", ["startTime", "completionTime"])
+def test_a_job_whose_latch_cannot_be_read_is_left_alone(latch):
+    job = prepared()
+    status = {**document(job_status(job)), latch: "once upon a time"}
+    assert decided(job.with_status(status), Claim()) == Decision()
+
+
+@pytest.mark.parametrize("reason", ["404NotFound", "", "no space left", "é"])
+def test_whatever_reason_a_foreign_trainer_gives_its_attempt_ends_in_it(reason):
+    pod = Pod("train").on("n").failed(Step.TRAIN, 1, error_report(Step.TRAIN, reason, "m"))
+    decision = decided(prepared(), Claim(), Job("train").failed(), pod)
+    assert decision.status.attempts.history[-1].outcome == AttemptOutcome.CRASHED
+    assert find(decision.status.conditions, ConditionType.TRAINED).status == "False"
+    json.dumps(decision.status.wire(), allow_nan=False)
+
+
+@pytest.mark.parametrize("number", [2**63, 2**70, -(2**70), "Infinity", "NaN"])
+def test_whatever_number_a_foreign_trainer_reports_status_can_be_stored(number):
+    result = f'{{"steps": {number}, "loss": {number}, "checkpoint": {{"step": {number}}}, "exact": true}}'
+    report = f'{{"step": "train", "result": {result}, "resumed_from_step": {number}}}'
+    decision = decided(prepared(), Claim(), Job("train"), Pod("train").on("n").ended(Step.TRAIN, 0, report).succeeded())
+    assert decision.status.training.exact
+    text = json.dumps(decision.status.wire(), allow_nan=False)
+    assert all(abs(int(digits)) < 2**63 for digits in re.findall(r"\d{10,}", text))

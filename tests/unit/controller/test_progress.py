@@ -7,7 +7,9 @@ import asyncio
 import pytest
 
 from finetune.api.contract import Step
+from finetune.api.status import Progress
 from finetune.controller.cluster import backoff
+from finetune.controller.cluster.apply import write_progress
 from finetune.controller.cluster.client import ApiError
 from finetune.controller.cluster.store import Store
 from finetune.controller.serving.progress import ProgressWriter
@@ -16,7 +18,7 @@ from tests.builders import NOW, FineTuneJob
 
 
 class Api:
-    """Raises its troubles one after the other, then keeps what is applied."""
+    """Raises its troubles one after the other, then keeps what is written."""
 
     def __init__(self, *troubles: Exception, newest: FineTuneJob | None = None) -> None:
         self.troubles, self.written = list(troubles), []
@@ -25,9 +27,11 @@ class Api:
     async def get(self, path):
         return self.newest
 
-    async def apply(self, path, body, manager):
+    async def merge(self, path, body, manager):
         if self.troubles:
             raise self.troubles.pop(0)
+        assert (set(body["status"]), manager) == ({"progress"}, "finetune-progress")
+        self.patch = body["status"]["progress"]
         self.written.append(body["status"]["progress"]["percent"])
         return self.newest
 
@@ -78,3 +82,22 @@ async def test_nothing_is_written_to_another_job_of_the_name():
 
 async def test_a_report_of_a_job_that_is_gone_is_dropped():
     assert await written(Api(ApiError(404, "NotFound", "gone")), 43) == []
+
+
+async def test_what_is_no_longer_so_is_removed_and_what_a_newer_operator_wrote_stays():
+    shown = {"step": "train", "summary": "1%", "percent": 1, "remaining": "5m", "phase": "Training", "newer": 1}
+    job = FineTuneJob().with_status({"phase": "Training", "progress": shown}).build()
+    api = Api()
+    await write_progress(api, job, Progress(step="train", summary="2%", percent=2, newer=1))
+    assert api.patch == {"summary": "2%", "percent": 2, "remaining": "", "phase": None}
+
+
+async def test_what_the_definition_does_not_know_of_progress_is_not_written():
+    api = Api()
+    progress = Progress(step="train", percent=2, unit="step")
+
+    def storable(status):
+        return {"progress": {"percent": status["progress"]["percent"]}} if status else {}
+
+    await write_progress(api, FineTuneJob().build(), progress, storable)
+    assert api.patch == {"percent": 2}

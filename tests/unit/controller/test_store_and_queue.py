@@ -45,6 +45,24 @@ def test_what_was_deleted_does_not_come_back_by_a_late_answer():
     assert store.get("Job", "team", "tune-prepare-1") is None
 
 
+def test_who_lost_a_label_and_gets_it_back_is_seen_again():
+    """To a watch with a selector the loss of a label is a deletion."""
+    store, job = Store(), Job("prepare").build()
+    store.feed(job)
+    left, back = (int(Job("prepare").build()["metadata"]["resourceVersion"]) for _ in range(2))
+    assert store.remove("Job", "team", "tune-prepare-1", job["metadata"]["uid"], left) == KEY
+    assert store.feed(job) is None
+    job["metadata"]["resourceVersion"] = str(back)
+    assert store.feed(job) == KEY
+    assert store.get("Job", "team", "tune-prepare-1") is not None
+
+
+def test_what_was_deleted_for_certain_stays_so():
+    store, job = Store(), FineTuneJob().build()
+    store.remove(KIND, *KEY, uid=job["metadata"]["uid"])
+    assert store.feed(FineTuneJob().build()) is None
+
+
 def test_the_late_deletion_of_a_former_object_does_not_remove_its_namesake():
     store = Store()
     store.feed(FineTuneJob(uid="new").build())

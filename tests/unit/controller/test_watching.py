@@ -14,7 +14,7 @@ from finetune.controller.cluster.resources import WATCHED
 from finetune.controller.cluster.resync import Resync
 from finetune.controller.cluster.store import Store
 from finetune.controller.cluster.watches import follow
-from tests.builders import FineTuneJob, Job
+from tests.builders import FineTuneJob, Job, Pod
 
 KINDS = {resource.plural: resource.kind for resource in WATCHED}
 
@@ -26,14 +26,10 @@ class Api:
         self.items, self.changes, self.lists = list(items), [], 0
 
     async def get(self, path, query=None, accept=""):
-        parts = path.split("/")
-        if parts[-2] in KINDS:
-            for item in self.items:
-                if item["metadata"]["name"] == parts[-1]:
-                    return item
-            raise ApiError(404, "NotFound", "gone")
         self.lists += 1
-        found = [item for item in self.items if item["kind"] == KINDS[parts[-1]]]
+        name = (query or {}).get("fieldSelector", "").removeprefix("metadata.name=")
+        found = [item for item in self.items if item["kind"] == KINDS[path.split("/")[-1]]]
+        found = [item for item in found if not name or item["metadata"]["name"] == name]
         return {"metadata": {"resourceVersion": "1000000"}, "items": found}
 
     async def watch(self, path, query):
@@ -133,12 +129,12 @@ async def test_what_changed_after_the_list_is_read_before_the_first_decision_how
 ):
     class Changing(Api):
         async def get(self, path, query=None, accept=""):
-            if path.endswith("/tune"):
+            if "fieldSelector" in query:
                 self.asked = getattr(self, "asked", 0) + 1
                 if self.asked == 1:
                     raise trouble
             page = await super().get(path, query, accept)
-            if "items" in page and not accept:
+            if "fieldSelector" not in query and not accept:
                 return page | {"items": []}  # the full list was read just before the job appeared
             return page
 
@@ -224,6 +220,55 @@ async def test_a_watch_that_stands_still_is_healed_and_counts_as_dead_in_the_end
     assert told
     assert store.observe(("team", "tune")) is not None
     assert not comparison.healthy
+
+
+async def test_a_label_taken_off_and_put_back_is_no_sign_of_a_dead_watch(monkeypatch):
+    monkeypatch.setattr(resync, "_GRACE_SECONDS", 0.0)
+    store, pod = Store(), Pod("train").build()
+    store.feed(pod)
+    comparison, _ = compared(api := Api(), store)
+    for _ in range(4):
+        left, back = Pod("train").build(), Pod("train").build()
+        metadata = left["metadata"]
+        store.remove("Pod", "team", metadata["name"], metadata["uid"], int(metadata["resourceVersion"]))
+        store.feed(back)
+        api.items = [back]
+        await comparison.round()
+        assert store.get("Pod", "team", metadata["name"])
+    assert comparison.healthy
+
+
+async def test_who_leaves_view_time_and_again_is_no_sign_of_a_dead_watch(monkeypatch):
+    """The list shows it, the watch has told of its departure since, and reading it finds it labelled or not."""
+    monkeypatch.setattr(resync, "_GRACE_SECONDS", 0.0)
+    store = Store()
+    comparison, _ = compared(api := Api(), store)
+    for _ in range(4):
+        listed, left = Pod("train").build(), Pod("train").build()
+        metadata = left["metadata"]
+        store.remove("Pod", "team", metadata["name"], metadata["uid"], int(metadata["resourceVersion"]))
+        api.items = [listed]
+        await comparison.round()
+        assert store.get("Pod", "team", metadata["name"]) is None
+    assert comparison.healthy
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_a_comparison_that_is_refused_ends_nothing_and_is_told_until_it_works_again(status):
+    answers = [ApiError(status, "", "no")]
+
+    class Closed(Api):
+        async def get(self, path, query=None, accept=""):
+            if answers:
+                raise answers.pop()
+            return await super().get(path, query, accept)
+
+    comparison, _ = compared(Closed(), Store())
+    told = []
+    for _ in range(2):
+        await comparison.compare()
+        told.append(comparison.refused)
+    assert told == [True, False]
 
 
 async def test_a_single_lag_is_no_reason_to_restart(monkeypatch):

@@ -21,8 +21,6 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 from yarl import URL
 
-from finetune.controller.cluster import retry_after
-
 log = logging.getLogger(__name__)
 
 USER_AGENT = "finetune-operator"
@@ -31,8 +29,6 @@ _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 _TRIES = 3
 _SECONDS_BETWEEN_LOADS = 5.0
 _LOADING_SECONDS = 60.0
-_ASKED_TO_WAIT = (408, 425, 429)
-_LONGEST_WAIT_SECONDS = 30.0
 _BUFFER_BYTES = 2**16
 """Read ahead for each connection. The client's own 2 MiB are for readers that want a whole line in the buffer."""
 
@@ -79,14 +75,14 @@ class Access:
         self._clients.append(client)
         return client
 
-    def session(self) -> aiohttp.ClientSession:
+    def session(self, *middlewares: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSession:
         """A session for requests that somebody else makes (kopf), with the same credentials; theirs to close."""
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=self._of_sessions.rest_client.ssl_context),
             headers={"User-Agent": USER_AGENT},
             proxy=self._configuration.proxy,
             trust_env=self._trust_environment,
-            middlewares=(_patient, self._authorise),
+            middlewares=(*middlewares, self._authorise),
             read_bufsize=_BUFFER_BYTES,
         )
 
@@ -148,18 +144,6 @@ class Access:
             log.warning("the credentials could not be loaded again: %s", error)
         finally:
             self._loaded_at, self._loading = time.monotonic(), None
-
-
-async def _patient(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """For kopf, which knows a Retry-After only as a whole number, and takes it however large: wait here, within reason,
-    and let it try again as after a dropped connection."""
-    response = await handler(request)
-    if response.status not in _ASKED_TO_WAIT:
-        return response
-    after = retry_after.seconds(response.headers.get("Retry-After", ""))
-    response.close()
-    await asyncio.sleep(min(1.0 if after is None else after, _LONGEST_WAIT_SECONDS))
-    raise aiohttp.ClientConnectionError(f"the server answered {response.status}")
 
 
 def _kubeconfig(environment: Mapping[str, str]) -> str | None:

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from finetune.api import API_VERSION, KIND
-from finetune.api.contract import SUSPENDED_LABEL
+from finetune.api.contract import JOB_LABEL, SUSPENDED_LABEL
 from finetune.api.status import Progress
 from finetune.controller.cluster.backoff import until_answered
 from finetune.controller.cluster.client import ApiError
+from finetune.controller.cluster.patch import merge_patch
 from finetune.controller.cluster.resources import BY_KIND, CLAIMS, EVENTS, FINETUNEJOBS, PODS
-from finetune.controller.cluster.store import Store
+from finetune.controller.cluster.store import Store, job_of
 from finetune.controller.decision.decide import Child, Decision, document
-from finetune.controller.decision.observed import Object, Observed, condition_of, owner_uid
+from finetune.controller.decision.observed import Object, Observed, condition_of, owner_uid, status_of
 from finetune.controller.decision.stages import workspace
 from finetune.controller.decision.stages.signals import NODE_LOST
 from finetune.controller.decision.transitions import event, transitions
@@ -32,11 +32,23 @@ FIELD_MANAGER = "finetune-operator"
 PROGRESS_MANAGER = "finetune-progress"
 """Owner of `status.progress`: any replica may receive a pod's report and write it."""
 
+_DENIED = " denied "
+"""Webhooks deny `the request`, admission policies `request`."""
+
 _DRAIN_SECONDS = 5.0
 _EVENTS_AT_ONCE = 4
 """Events wait for one another, not status writes for Events, where a webhook makes them slow."""
 _EVENTS_WAITING = 1000
 _EVENT_SECONDS = 300.0
+
+
+Storable = Callable[[dict[str, Any]], dict[str, Any]]
+"""What the served definition can store of a status."""
+
+
+def as_it_is(status: dict[str, Any]) -> dict[str, Any]:
+    """All of it."""
+    return status
 
 
 class NotLeadingError(Exception):
@@ -48,8 +60,7 @@ class Writer(Protocol):
 
     async def get(self, path: str) -> dict[str, Any]: ...
     async def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]: ...
-    async def merge(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]: ...
-    async def apply(self, path: str, body: Mapping[str, Any], manager: str) -> dict[str, Any]: ...
+    async def merge(self, path: str, body: Mapping[str, Any], manager: str) -> dict[str, Any]: ...
     async def delete(self, path: str, uid: str, grace_seconds: int | None = None) -> None: ...
 
 
@@ -57,13 +68,18 @@ class Writer(Protocol):
 class Applied:
     """What the server said against it; the decision is then made again with that knowledge."""
 
-    conflicts: tuple[str, ...] = ()
-    refused: str = ""
-    found: bool = False
-    """A child was there already that the store did not know: nothing need happen to it any more, so look again."""
+    conflict: str = ""
+    """Why a child could not be created, as a sentence. It may pass."""
 
-    def __bool__(self) -> bool:
-        return bool(self.conflicts or self.refused)
+    refused: str = ""
+    """Why it never will be."""
+
+    found: bool = False
+    """A child was there already, and nobody had told us."""
+
+    @property
+    def again(self) -> bool:
+        return bool(self.conflict or self.refused or self.found)
 
 
 @dataclass
@@ -74,6 +90,8 @@ class Applier:
     store: Store
     identity: str = ""
     leading: Callable[[], bool] = lambda: True
+    storable: Storable = as_it_is
+
     _told: set[asyncio.Task[None]] = field(default_factory=set)
     _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_EVENTS_AT_ONCE))
 
@@ -83,18 +101,18 @@ class Applier:
         for child, change in decision.keep:
             self._check()
             path = BY_KIND[child.kind].path(observed.namespace, child.name)
-            self.store.feed(await self.api.merge(path, {"metadata": {"uid": child.uid, **change}}))
+            self.store.feed(await self.api.merge(path, {"metadata": {"uid": child.uid, **change}}, FIELD_MANAGER))
         if decision.status is not None:
             job = await self._write_status(observed, decision)
         if decision.progress is not None:
             self._check()
-            self.store.feed(await write_progress(self.api, job, decision.progress))
+            self.store.feed(await write_progress(self.api, job, decision.progress, self.storable))
         for child, wanted in decision.suspend:
             self._check()
             path = BY_KIND[child.kind].path(observed.namespace, child.name)
             labels = {SUSPENDED_LABEL: "true" if wanted else None}
             body = {"metadata": {"uid": child.uid, "labels": labels}, "spec": {"suspend": wanted}}
-            self.store.feed(await self.api.merge(path, body))
+            self.store.feed(await self.api.merge(path, body, FIELD_MANAGER))
         for child in decision.force:
             await self._remove_by_force(observed, child)
         for child in decision.delete:
@@ -102,7 +120,8 @@ class Applier:
             await self.api.delete(BY_KIND[child.kind].path(observed.namespace, child.name), child.uid)
         found = False
         for body in decision.create:
-            if applied := await self._create(observed, body):
+            applied = await self._create(observed, body)
+            if applied.conflict or applied.refused:
                 return applied
             found |= applied.found
         return Applied(found=found)
@@ -121,7 +140,7 @@ class Applier:
             conditions = [*conditions, disrupted | {"lastTransitionTime": now}]
         metadata = {"uid": pod.uid, "resourceVersion": shown["metadata"]["resourceVersion"]}
         body = {"metadata": metadata, "status": {"phase": "Failed", "conditions": conditions}}
-        self.store.feed(await self.api.merge(f"{path}/status", body))
+        self.store.feed(await self.api.merge(f"{path}/status", body, FIELD_MANAGER))
         self._check()
         await self.api.delete(path, pod.uid, grace_seconds=0)
 
@@ -129,10 +148,13 @@ class Applier:
         assert decision.status is not None
         self._check()
         before = observed.status
-        written = await _apply_status(self.api, observed.job, document(decision.status), FIELD_MANAGER)
+        patch = merge_patch(self.storable(document(before)), self.storable(document(decision.status)))
+        if not patch:
+            return observed.job
+        written = await _merge_status(self.api, observed.job, patch, FIELD_MANAGER)
         self.store.feed(written)
         for transition in transitions(before, decision.status):
-            self._tell(observed, event(observed, transition, datetime.now(UTC), self.identity))
+            self.post(event(observed, transition, datetime.now(UTC), self.identity))
         return written
 
     async def _create(self, observed: Observed, body: dict[str, Any]) -> Applied:
@@ -142,38 +164,39 @@ class Applier:
             self.store.feed(await self.api.create(resource.path(observed.namespace), body))
             return Applied()
         except ApiError as error:
-            if error.status in (400, 422):
-                return Applied(refused=f"the server does not accept the {body['kind']} {name}: {error.message}")
-            if error.status == 403:
-                return Applied(conflicts=(f"the {body['kind']} {name} cannot be created: {error.message}",))
             if error.status != 409 or error.reason != "AlreadyExists":
-                raise
+                return _refusal(error, f"{body['kind']} {name}")
         try:
             existing = await self.api.get(resource.path(observed.namespace, name))
         except ApiError as error:
             if error.status != 404:
                 raise
-            return Applied(conflicts=(f"waiting for {body['kind']} {name} to be gone",))
+            return Applied(conflict=f"waiting for {body['kind']} {name} to be gone")
         if _made_for(existing) == observed.uid and "deletionTimestamp" not in existing["metadata"]:
+            if job_of(existing) != (observed.namespace, observed.name):
+                label = f"{JOB_LABEL}={observed.name}"
+                return Applied(conflict=f"the {body['kind']} {name} has lost its label {label}: put it back")
             return Applied(found=self.store.feed(existing) is not None)
         whose = "of the former job of this name" if _made_for(existing) else "that is not the operator's"
-        return Applied(conflicts=(f"waiting for {body['kind']} {name} {whose} to be gone",))
+        return Applied(conflict=f"waiting for {body['kind']} {name} {whose} to be gone")
 
     def _check(self) -> None:
         if not self.leading():
             raise NotLeadingError
 
-    def _tell(self, observed: Observed, body: dict[str, Any]) -> None:
+    def post(self, body: dict[str, Any]) -> None:
         """Post an Event beside the work, which does not wait for it. News that nobody took for long is dropped."""
         if len(self._told) >= _EVENTS_WAITING:
             return
-        create = functools.partial(self.api.create, EVENTS.path(observed.namespace), body)
+        about = body["involvedObject"]
+        create = functools.partial(self.api.create, EVENTS.path(about["namespace"]), body)
+        what = f"{about['namespace']}/{about['name']}: an Event is not posted yet"
 
         async def post() -> None:
             # Told already (409), or the namespace goes (403, 404).
             with contextlib.suppress(ApiError, TimeoutError):
                 async with asyncio.timeout(_EVENT_SECONDS), self._turns:
-                    await until_answered(create, f"{observed.namespace}/{observed.name}: an Event is not posted yet")
+                    await until_answered(create, what)
 
         task = asyncio.get_running_loop().create_task(post())
         self._told.add(task)
@@ -192,18 +215,36 @@ def _made_for(existing: Object) -> str | None:
     return workspace.made_for(existing) if existing["kind"] == CLAIMS.kind else owner_uid(existing)
 
 
-async def write_progress(api: Writer, job: Object, progress: Progress) -> dict[str, Any]:
+def _refusal(error: ApiError, child: str) -> Applied:
+    """What a refused create means; raises the error when it is not about the child.
+
+    An admission plug-in (quota, limits, a webhook, a policy) may think otherwise later, whatever its status code, and
+    a webhook that cannot be asked (500) may come back. What the API itself finds wrong with the object stays wrong."""
+    if error.status in (403, 409, 500) or _DENIED in error.message:
+        return Applied(conflict=f"the {child} cannot be created: {error.message}")
+    if error.status in (400, 413, 422):
+        return Applied(refused=f"the server does not accept the {child}: {error.message}")
+    raise error
+
+
+async def write_progress(api: Writer, job: Object, progress: Progress, storable: Storable = as_it_is) -> dict[str, Any]:
     """Write `status.progress`, and nothing else, of that very job."""
-    return await _apply_status(api, job, {"progress": progress.wire()}, PROGRESS_MANAGER)
+    shown = status_of(job).progress
+    before, after = (
+        storable({"progress": item.wire()} if item else {}).get("progress", {}) for item in (shown, progress)
+    )
+    patch = merge_patch(before, after)
+    return await _merge_status(api, job, {"progress": patch}, PROGRESS_MANAGER)
 
 
-async def _apply_status(api: Writer, job: Object, status: dict[str, Any], manager: str) -> dict[str, Any]:
-    """Apply to the status of the very object that was read; anything else there is a conflict.
+async def _merge_status(api: Writer, job: Object, patch: dict[str, Any], manager: str) -> dict[str, Any]:
+    """Merge into the status of the very object that was read; anything else there is a conflict.
 
     Only the resourceVersion can say so: on the status of a custom resource, the server ignores a UID in the body, and
-    a job that was deleted and applied again would inherit the status of its predecessor.
+    a job that was deleted and applied again would inherit the status of its predecessor. What the patch does not name
+    stays, whoever wrote it: the other writer's part, and fields that only a newer operator knows.
     """
-    metadata = {key: job["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
-    body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status}
+    metadata = job["metadata"]
     path = FINETUNEJOBS.path(metadata["namespace"], metadata["name"], "status")
-    return await api.apply(path, body, manager)
+    body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": patch}
+    return await api.merge(path, body, manager)

@@ -26,17 +26,17 @@ _Answer = TypeVar("_Answer")
 class BackOff:
     """The waits of one thing that is tried again and again."""
 
-    def __init__(self, longest: float = _LONGEST_SECONDS) -> None:
-        self._longest = longest
+    def __init__(self, longest: float = _LONGEST_SECONDS, first: float | None = None) -> None:
+        self._first, self._longest = first, longest
         self._failures = 0
 
     def after(self, error: Exception | None = None) -> float:
-        """Seconds until the next try: the server's own Retry-After, or 0.2 s, 0.4 s ... half a minute."""
+        """Seconds until the next try: the server's own Retry-After, or 0.2 s, 0.4 s ... half a minute, or as given."""
         asked = error.retry_after if isinstance(error, ApiError) else None
         if asked is not None:
             wait = min(max(asked, _FIRST_SECONDS), _LONGEST_SECONDS)
         else:
-            wait = min(self._longest, _FIRST_SECONDS * 2.0 ** min(self._failures, 16))
+            wait = min(self._longest, (self._first or _FIRST_SECONDS) * 2.0 ** min(self._failures, 16))
             self._failures += 1
         return wait * (1 + random.uniform(0, _JITTER))  # noqa: S311 - no secret
 

@@ -18,7 +18,6 @@ from kubernetes.aio.client import ApiClient
 from finetune.controller.cluster import retry_after
 from finetune.controller.cluster.access import Access
 
-APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
@@ -55,13 +54,9 @@ class Api:
     async def replace(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return await self._request("PUT", path, body=body)
 
-    async def merge(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return await self._request("PATCH", path, body=body, content_type=MERGE)
-
-    async def apply(self, path: str, body: Mapping[str, Any], manager: str) -> dict[str, Any]:
-        """Server-side apply: of the manager's fields, exactly those in `body` stay."""
-        query = {"fieldManager": manager, "force": "true"}
-        return await self._request("PATCH", path, query=query, body=body, content_type=APPLY)
+    async def merge(self, path: str, body: Mapping[str, Any], manager: str) -> dict[str, Any]:
+        """Merge patch: what `body` names becomes as it says, null removes; managedFields say who wrote it."""
+        return await self._request("PATCH", path, query={"fieldManager": manager}, body=body, content_type=MERGE)
 
     async def delete(self, path: str, uid: str, grace_seconds: int | None = None) -> None:
         """Delete that very object, its children in the background; gone already is as good."""

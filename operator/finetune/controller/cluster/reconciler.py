@@ -13,12 +13,16 @@ from finetune.controller.cluster.apply import Applied, Applier, NotLeadingError
 from finetune.controller.cluster.backoff import BackOff
 from finetune.controller.cluster.client import ApiError
 from finetune.controller.cluster.queue import WorkQueue
+from finetune.controller.cluster.refusals import Refusals
 from finetune.controller.cluster.resources import FINETUNEJOBS
 from finetune.controller.cluster.store import Key, Store
 from finetune.controller.decision.decide import decide
 from finetune.controller.decision.stages.pod import PodSettings
 
 log = logging.getLogger(__name__)
+
+_PASSES = 3
+"""What the server said of a decision is known to the next one, within one visit: its words, and that they passed."""
 
 
 @dataclass
@@ -34,6 +38,7 @@ class Reconciler:
 
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     last_visit: float = field(default_factory=time.monotonic)
+    _refusals: Refusals = field(default_factory=Refusals)
     _waits: dict[Key, BackOff] = field(default_factory=dict)
 
     async def visit(self, key: Key) -> None:
@@ -65,19 +70,27 @@ class Reconciler:
     async def _reconcile(self, key: Key) -> None:
         self.queue.forget(key)
         applied = Applied()
-        for _ in range(2):
-            observed = self.store.observe(key)
+        for _ in range(_PASSES):
+            observed, now = self.store.observe(key), self.now()
             if observed is None:
+                self._refusals.forget(key)
                 return
-            observed = replace(observed, conflicts=applied.conflicts, refused=applied.refused)
-            now = self.now()
-            decision = decide(observed, now, self.settings())
+            if observed.lost_latch:
+                log.warning("%s/%s: status.%s cannot be read; the job is left alone", *key, observed.lost_latch)
+            refusal = self._refusals.of(key, observed, now)
+            if refusal is not None:
+                observed = replace(observed, conflicts=(refusal.words,), again_at=refusal.again_at)
+            decision = decide(replace(observed, refused=applied.refused), now, self.settings())
             if decision.again_at is not None:
                 self.queue.add_after(key, (decision.again_at - now).total_seconds() + 0.05)
             applied = await self.applier.apply(observed, decision)
-            if applied.found:
-                self.queue.add(key)
-            if not applied:
+            if applied.conflict:
+                self._refusals.add(key, applied.conflict, now)
+            elif refusal is not None and refusal.again_at <= now:  # what it was about is done, or wanted no longer
+                self._refusals.forget(key)
+                if not decision.create:
+                    return
+            elif not applied.again:
                 return
 
     async def _look_again(self, key: Key) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from finetune.controller.cluster.access import ConfigurationError
-from finetune.controller.cluster.backoff import UNREACHABLE, BackOff, until_answered
+from finetune.controller.cluster.backoff import UNREACHABLE, BackOff, passing, until_answered
 from finetune.controller.cluster.client import METADATA_ONLY, Api, ApiError
 from finetune.controller.cluster.resources import Resource
 from finetune.controller.cluster.store import Key, Store
@@ -44,6 +44,9 @@ class Resync:
     enqueue: Callable[[Key], None]
     lagging_rounds: int = 0
     rounds: int = 0
+    refused: bool = False
+    """Whether the last comparison was refused: rights or a definition are missing, and may come back."""
+
     _behind: set[tuple[str, str, str]] = field(default_factory=set)
 
     async def fill(self) -> None:
@@ -68,21 +71,22 @@ class Resync:
         """Compare every so often, for ever."""
         while True:
             await asyncio.sleep(seconds)
-            try:
-                await self.round()
-            except UNREACHABLE as error:
-                log.warning("the store could not be compared with the server: %r", error)
+            await self.compare()
+
+    async def compare(self) -> None:
+        """One comparison, if it is possible now."""
+        try:
+            await self.round()
+            self.refused = False
+        except UNREACHABLE as error:
+            self.refused = not passing(error)
+            log.warning("the store could not be compared with the server: %r", error)
 
     async def round(self) -> None:
         """One comparison of all kinds."""
         behind: set[tuple[str, str, str]] = set()
         for resource in self.watched:
-            try:
-                behind |= await self._compare(resource, _GRACE_SECONDS)
-            except ApiError as error:
-                if error.status == 404:
-                    raise _final(error, resource) from error
-                raise
+            behind |= await self._compare(resource, _GRACE_SECONDS)
         again = behind & self._behind
         self.lagging_rounds = self.lagging_rounds + 1 if again else 0
         self._behind = behind
@@ -127,20 +131,22 @@ class Resync:
         for place, (uid, known_version) in self.store.versions(resource.kind).items():
             mine = namespace is None or place[0] == namespace
             if mine and known_version <= version and uid not in uids:
-                self._tell(self.store.remove(resource.kind, *place, uid=uid))
+                self._tell(self.store.remove(resource.kind, *place, uid=uid, version=version))
 
     def _older(self, resource: Resource, seen: Versions) -> list[tuple[str, str]]:
         """What the store has not seen in the version that the server listed."""
-        known = self.store.versions(resource.kind)
-        return [place for place, (_, newest) in seen.items() if known.get(place, ("", 0))[1] < newest]
+        return [
+            place for place, (uid, version) in seen.items() if self.store.lacks(resource.kind, *place, uid, version)
+        ]
 
     async def _fetch(self, resource: Resource, namespace: str, name: str) -> None:
-        get = functools.partial(self.api.get, resource.path(namespace, name))
-        try:
-            self._tell(self.store.feed(await until_answered(get, f"{resource.kind} {namespace}/{name} cannot be read")))
-        except ApiError as error:
-            if error.status != 404:
-                raise
+        """Read one object, as long as it is in view: whoever lost its label meanwhile is none of ours."""
+        query = {"fieldSelector": f"metadata.name={name}", **_selected(resource)}
+        read = functools.partial(self.api.get, resource.path(namespace), query)
+        for item in (await until_answered(read, f"{resource.kind} {namespace}/{name} cannot be read")).get(
+            "items"
+        ) or ():
+            self._tell(self.store.feed({**item, "kind": resource.kind}))
 
     def _tell(self, key: Key | None) -> None:
         if key is not None:
@@ -150,7 +156,7 @@ class Resync:
         self, resource: Resource, namespace: str | None, accept: str = ""
     ) -> AsyncIterator[dict[str, Any]]:
         """A list, page by page: managedFields and annotations make even the metadata of 1,000 pods a burden."""
-        query = {"limit": _PAGE} | ({"labelSelector": resource.selector} if resource.selector else {})
+        query = {"limit": _PAGE} | _selected(resource)
         while True:
             list_page = functools.partial(self.api.get, resource.path(namespace), query, accept=accept)
             page = await until_answered(list_page, f"{resource.plural} cannot be listed")
@@ -159,6 +165,10 @@ class Resync:
             if not token:
                 return
             query["continue"] = token
+
+
+def _selected(resource: Resource) -> dict[str, str]:
+    return {"labelSelector": resource.selector} if resource.selector else {}
 
 
 async def _anew_when_expired(read: Callable[[], Awaitable[_Read]]) -> _Read:

@@ -90,12 +90,21 @@ class Store:
             self._claims[key[1], claim][job] = _turn(item)
         return job
 
-    def remove(self, kind: str, namespace: str, name: str, uid: str, last: Object | None = None) -> Key | None:
-        """Take in that an object left our view, `last` as it was then; the job it concerned.
+    def remove(
+        self,
+        kind: str,
+        namespace: str,
+        name: str,
+        uid: str,
+        version: int | None = None,
+        *,
+        last: Object | None = None,
+    ) -> Key | None:
+        """Take in that an object left our view at that resourceVersion, `last` as it was then; the job it concerned.
 
-        A watch tells the loss of a label and a deletion alike, and who gets the label back comes back, newer. Without
-        its last state it is deleted: nothing that is still said of it counts."""
-        self._gone[uid] = int(last["metadata"]["resourceVersion"]) if last else None
+        A watch tells the loss of a label and a deletion alike, and who gets the label back comes back, newer. With
+        neither it is deleted: nothing that is still said of it counts."""
+        self._gone[uid] = int(last["metadata"]["resourceVersion"]) if last else version
         if len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)
         self._warnings.pop(uid, None)
@@ -193,6 +202,11 @@ class Store:
     def job_keys(self) -> list[Key]:
         """The keys of all FineTuneJobs."""
         return [seen.job for (kind, _, _), seen in self._objects.items() if kind == KIND]
+
+    def lacks(self, kind: str, namespace: str, name: str, uid: str, version: int) -> bool:
+        """Whether nothing as new as that version of the object was seen: neither itself nor its departure."""
+        known = self._objects.get((kind, namespace, name))
+        return not self._left(uid, version) and (known is None or known.version < version)
 
     def versions(self, kind: str) -> dict[tuple[str, str], tuple[str, int]]:
         """UID and resourceVersion of all objects of a kind, by namespace and name."""

@@ -76,7 +76,7 @@ class Decision:
 
 def decide(observed: Observed, now: datetime, settings: pod.PodSettings) -> Decision:
     """What to do about the job as it stands."""
-    if observed.deleting:
+    if observed.deleting or observed.lost_latch:
         return Decision()
     flow = _Flow(observed, now.replace(microsecond=0), settings)
     flow.heed_retry()
@@ -112,7 +112,7 @@ class _Flow:
         if self.draft.holds(ConditionType.FAILURE_TARGET):
             if self._held_here():
                 self._stop()
-        elif self._taken_up() and self._held_here() and not self._past_deadline():
+        elif self._understood() and self._taken_up() and self._held_here() and not self._past_deadline():
             self._go_through_stages()
             if (deadline := deadlines.active(self.observed.spec, self.draft.status)) is not None:
                 self.times.append(deadline)
@@ -167,16 +167,30 @@ class _Flow:
         finished = self.draft.status.completion_time
         return None if ttl is None or finished is None else finished + timedelta(seconds=int(ttl))
 
+    def _understood(self) -> bool:
+        """Whether this operator can act on the spec. Of one that is older than the API, a job that has begun goes on as
+        far as it is understood, and one that has not waits for the newer operator."""
+        draft, begun = self.draft, self.observed.status.start_time is not None
+        try:
+            _ = self.observed.spec
+        except ValidationError as error:
+            if begun:
+                draft.say(f"this operator cannot read the spec and leaves the job as it is; upgrade it: {error}")
+            else:
+                draft.fail(Reason.INVALID_SPEC, f"this operator cannot read the spec; apply the job anew: {error}")
+            return False
+        if self.observed.unknown_fields and not begun:
+            draft.update(phase=Phase.PENDING)
+            draft.say(f"{_not_known(self.observed)}: upgrade the operator, or apply the job without")
+            return False
+        return True
+
     def _taken_up(self) -> bool:
         """Take the job up, once; from then on the spec is frozen. False when it cannot run (yet)."""
         draft = self.draft
         if self.observed.status.start_time is not None:
             return True
-        try:
-            spec = self.observed.spec
-        except ValidationError as error:
-            draft.fail(Reason.INVALID_SPEC, f"this operator cannot read the spec; apply the job anew: {error}")
-            return False
+        spec = self.observed.spec
         if missing := not_implemented(spec):
             draft.fail(Reason.NOT_IMPLEMENTED, ". ".join(item.sentence() for item in missing))
             return False
@@ -458,8 +472,13 @@ class _Flow:
             return
         if obstacle := _in_the_way(self.observed, self.now):
             draft.say(obstacle)
-            self.times.append(self.now + timedelta(seconds=3 if self.observed.conflicts else 15))
+            self.times.append(self.now + timedelta(seconds=15))
             return
+        if self.observed.conflicts:  # they stand, also while it is tried again: no message that one write takes back
+            draft.say(self.observed.conflicts[0])
+            if self.observed.again_at is None or self.observed.again_at > self.now:
+                self.times.extend([self.observed.again_at] if self.observed.again_at else [])
+                return
         if self.observed.refused:
             self._fail(Reason.INVALID_SPEC, self.observed.refused)
             return
@@ -550,6 +569,8 @@ class _Flow:
             yield from self.observed.attempts(stage.STAGE).values()
 
     def decision(self) -> Decision:
+        if self.observed.unknown_fields and not self.draft.status.message:
+            self.draft.say(f"{_not_known(self.observed)}, and goes on without")
         status = self.draft.finished()
         if expiry := self._expiry():  # nothing else need happen to a finished job before that
             self.times = [expiry]
@@ -585,6 +606,10 @@ def _going(child: Object) -> bool:
     return not any(condition_of(child, kind) for kind in ("Complete", "Failed", "FailureTarget"))
 
 
+def _not_known(observed: Observed) -> str:
+    return f"this operator does not know {', '.join(observed.unknown_fields)}"
+
+
 def _in_the_way(observed: Observed, now: datetime) -> str:
     """What must be gone before anything may start, as a sentence: remains of a former job, foreign objects."""
     for running in observed.running:
@@ -602,7 +627,10 @@ def _in_the_way(observed: Observed, now: datetime) -> str:
     if observed.claim_held_by:
         brought = observed.spec.workspace.claim_name
         return f"waits for the claim {brought}, in which the job {observed.claim_held_by} works"
-    return observed.conflicts[0] if observed.conflicts else ""
+    for item in observed.owned(observed.claims):
+        if "deletionTimestamp" in item["metadata"]:
+            return f"waiting for volume claim {item['metadata']['name']}, which is being deleted, to be gone"
+    return ""
 
 
 def _kept(shown: Progress | None, step: Step) -> Progress:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from finetune.api.conditions import (
     ConditionStatus,
     ConditionType,
@@ -18,8 +16,9 @@ from finetune.api.conditions import (
     with_condition,
 )
 from finetune.api.contract import CONDITIONS, PARTS, Step, StepReport
+from finetune.api.reading import read, readable
 from finetune.api.reasons import Reason
-from finetune.api.spec import Model
+from finetune.api.schema import StatusModel
 from finetune.api.status import (
     Attempts,
     DatasetStatus,
@@ -43,7 +42,7 @@ PHASES: Mapping[Step, Phase] = {
     Step.SAVE: Phase.SAVING,
 }
 
-_MODELS: Mapping[str, type[Model]] = {
+_MODELS: Mapping[str, type[StatusModel]] = {
     "model": ModelStatus,
     "tokens": TokensStatus,
     "dataset": DatasetStatus,
@@ -136,21 +135,12 @@ class Draft:
             self.set(kind, ConditionStatus.FALSE, Reason.RUNNING)
 
     def _report(self, step: Step, report: StepReport) -> None:
-        """Merge a report into its part of status; whatever does not fit the API is dropped, field by field."""
+        """Merge a report into its part of status; whatever does not fit the API is dropped, value by value."""
         field = PARTS[step]
         model = _MODELS[field]
-        known = {info.alias or name for name, info in model.model_fields.items()}
         before = getattr(self.status, field)
-        document = before.wire() if before else {}
-        for key, value in (report.result or {}).items():
-            if key not in known:
-                continue
-            try:
-                model.model_validate({**document, key: value})
-            except ValidationError:
-                continue
-            document[key] = value
-        self.update(**{field: model.model_validate(document)})
+        known = before.wire() if before else {}
+        self.update(**{field: read(model, known | readable(model, report.result or {}))})
 
     def doom(self, reason: str, message: str) -> None:
         """The job is to end without success as soon as nothing of it runs any more."""

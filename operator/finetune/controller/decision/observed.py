@@ -9,8 +9,11 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from finetune.api import API_VERSION, KIND
 from finetune.api.contract import ATTEMPT_LABEL, OPERATOR_LABEL, STAGE_LABEL, SUSPENDED_LABEL
+from finetune.api.reading import read, unknown_fields
 from finetune.api.spec import FineTuneJobSpec
 from finetune.api.status import FineTuneJobStatus
 
@@ -55,6 +58,9 @@ class Observed:
     conflicts: tuple[str, ...] = ()
     """What the server said against creating a child, as sentences: names that are taken, quotas. It may pass."""
 
+    again_at: datetime | None = None
+    """When the server is asked again, where there are conflicts."""
+
     refused: str = ""
     """The server's words when it will never create a child as this spec wants it."""
 
@@ -84,18 +90,39 @@ class Observed:
 
     @cached_property
     def spec(self) -> FineTuneJobSpec:
-        """The spec; raises pydantic.ValidationError where the stored object is older than the API."""
-        return FineTuneJobSpec.model_validate(self.job["spec"])
+        """The spec, without `unknown_fields`; raises pydantic.ValidationError for a value that cannot be read."""
+        return self._spec or FineTuneJobSpec.model_validate(self.job["spec"], extra="ignore")
+
+    @cached_property
+    def unknown_fields(self) -> tuple[str, ...]:
+        """The fields of the spec that only a newer operator knows, as paths."""
+        found = () if self._spec else unknown_fields(FineTuneJobSpec, self.job["spec"])
+        return tuple(f"spec.{path}" for path in found)
+
+    @cached_property
+    def _spec(self) -> FineTuneJobSpec | None:
+        """The spec, where all of it is known and can be read."""
+        try:
+            return FineTuneJobSpec.model_validate(self.job["spec"])
+        except ValidationError:
+            return None
 
     @cached_property
     def status(self) -> FineTuneJobStatus:
-        """The status as last seen; what cannot be read counts as never written."""
+        """The status as last seen, as far as it can be read."""
         return status_of(self.job)
 
     @property
     def operator(self) -> str:
         """The operator that the job is for; empty for the one without a name."""
         return str((self.job["metadata"].get("labels") or {}).get(OPERATOR_LABEL, ""))
+
+    @property
+    def lost_latch(self) -> str:
+        """The time in status that is there and cannot be read: without it the job would begin, or end, anew."""
+        raw = self.job.get("status") or {}
+        times = {"startTime": self.status.start_time, "completionTime": self.status.completion_time}
+        return next((name for name, time in times.items() if time is None and raw.get(name) is not None), "")
 
     def owned(self, objects: tuple[Object, ...]) -> tuple[Object, ...]:
         """Those that this very job controls."""
@@ -138,13 +165,8 @@ class Observed:
 
 
 def status_of(job: Object) -> FineTuneJobStatus:
-    """The status that a FineTuneJob carries; fields that a newer operator wrote are left out."""
-    known = {info.alias or name for name, info in FineTuneJobStatus.model_fields.items()}
-    document = {key: value for key, value in (job.get("status") or {}).items() if key in known}
-    try:
-        return FineTuneJobStatus.model_validate(document)
-    except ValueError:
-        return FineTuneJobStatus()
+    """The status that a FineTuneJob carries, as far as it can be read; what only a newer operator knows is kept."""
+    return read(FineTuneJobStatus, job.get("status") or {})
 
 
 def child_name(job: str, stage: str, attempt: int) -> str:

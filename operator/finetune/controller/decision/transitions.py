@@ -59,7 +59,7 @@ def transitions(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator
     if retried and known.get(ConditionType.FAILED) == ConditionStatus.TRUE and after.completion_time is None:
         yield Transition("Normal", Reason.RETRYING, "the job goes on where it failed", retried)
     yield from _attempts(before, after)
-    if after.message != before.message and after.message and after.message.startswith(_TELLING):
+    if after.message != before.message and after.message and any(words in after.message for words in _TELLING):
         yield Transition("Warning", "Waiting", after.message, "")
 
 
@@ -80,11 +80,12 @@ def _attempts(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[T
 
 
 _TELLING = (
-    "the pod cannot be created",
+    "cannot be created: ",
     "the workspace volume is not provisioned",
     "waits for the claim",
     "held by",
     "NodeLost",
+    "this operator does not know",
 )
 
 

@@ -27,6 +27,8 @@ class Health:
     last_visit: Callable[[], float] = time.monotonic
     leading: Callable[[], bool] = lambda: False
     not_ready: Mapping[str, Callable[[], bool]] = field(default_factory=dict)
+    notes: Callable[[], list[str]] = list
+    """What whoever asks whether all is ready should know besides."""
 
     def problems(self) -> list[str]:
         """Why this process should be restarted; empty when it is well."""
@@ -45,10 +47,12 @@ class Health:
 def application(health: Health, metrics: Metrics) -> web.Application:
     """/healthz, /readyz and /metrics."""
 
-    def probe(problems: Callable[[], list[str]]) -> Callable[[web.Request], object]:
+    def probe(
+        problems: Callable[[], list[str]], notes: Callable[[], list[str]] = list
+    ) -> Callable[[web.Request], object]:
         async def answer(_: web.Request) -> web.Response:
             found = problems()
-            return web.Response(status=503 if found else 200, text="\n".join(found) or "ok")
+            return web.Response(status=503 if found else 200, text="\n".join([*(found or ["ok"]), *notes()]))
 
         return answer
 
@@ -57,6 +61,6 @@ def application(health: Health, metrics: Metrics) -> web.Application:
 
     app = web.Application()
     app.router.add_get("/healthz", probe(health.problems))  # type: ignore[arg-type]
-    app.router.add_get("/readyz", probe(health.waits_for))  # type: ignore[arg-type]
+    app.router.add_get("/readyz", probe(health.waits_for, health.notes))  # type: ignore[arg-type]
     app.router.add_get("/metrics", page)
     return app

@@ -39,21 +39,30 @@ class Metrics:
         kind += "/status" if parts[-1] == "status" else ""
         self.writes.labels(verb, kind).inc()
 
-    def show(self, store: Store, depth: Callable[[], int], leading: Callable[[], bool]) -> None:
+    def show(
+        self, store: Store, depth: Callable[[], int], leading: Callable[[], bool], unknown: Callable[[], int]
+    ) -> None:
         """Add the gauges that are read when Prometheus asks."""
-        self.registry.register(_Gauges(store, depth, leading))
+        self.registry.register(_Gauges(store, depth, leading, unknown))
 
     def page(self) -> bytes:
         return generate_latest(self.registry)
 
 
 class _Gauges:
-    def __init__(self, store: Store, depth: Callable[[], int], leading: Callable[[], bool]) -> None:
-        self._store, self._depth, self._leading = store, depth, leading
+    def __init__(
+        self, store: Store, depth: Callable[[], int], leading: Callable[[], bool], unknown: Callable[[], int]
+    ) -> None:
+        self._store, self._depth, self._leading, self._unknown = store, depth, leading, unknown
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         yield GaugeMetricFamily("finetune_queue_depth", "Jobs that wait for a visit.", value=self._depth())
         yield GaugeMetricFamily("finetune_leading", "Whether this replica leads.", value=float(self._leading()))
+        yield GaugeMetricFamily(
+            "finetune_definition_unknown_fields",
+            "Fields and words of the API that the served definition does not know; they are not written.",
+            value=self._unknown(),
+        )
         phases = Tally((job.get("status") or {}).get("phase", Phase.PENDING) for job in self._store.jobs())
         jobs = GaugeMetricFamily("finetune_jobs", f"{FINETUNEJOBS.kind}s by phase.", labels=["phase"])
         for phase in Phase:

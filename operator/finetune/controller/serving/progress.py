@@ -15,7 +15,7 @@ from aiohttp import web
 
 from finetune.api.contract import Step
 from finetune.api.status import Progress
-from finetune.controller.cluster.apply import Writer, write_progress
+from finetune.controller.cluster.apply import Storable, Writer, as_it_is, write_progress
 from finetune.controller.cluster.backoff import UNREACHABLE, BackOff, passing
 from finetune.controller.cluster.client import ApiError
 from finetune.controller.cluster.resources import FINETUNEJOBS
@@ -34,9 +34,15 @@ class ProgressWriter:
     """Writes the newest report of each job, not more often than allowed."""
 
     def __init__(
-        self, api: Writer, store: Store, *, between: float = _BETWEEN_WRITES_SECONDS, now: Callable[[], datetime]
+        self,
+        api: Writer,
+        store: Store,
+        *,
+        between: float = _BETWEEN_WRITES_SECONDS,
+        now: Callable[[], datetime],
+        storable: Storable = as_it_is,
     ) -> None:
-        self._api, self._store, self._between, self._now = api, store, between, now
+        self._api, self._store, self._between, self._now, self._storable = api, store, between, now, storable
         self._latest: dict[str, tuple[Object, Step, Report]] = {}
         self._shown: dict[str, Progress] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -77,7 +83,7 @@ class ProgressWriter:
     async def _write(self, job: Object, document: Progress) -> dict[str, Any]:
         """Write it; if the job changed since it was read, read it once more."""
         try:
-            return await write_progress(self._api, job, document)
+            return await write_progress(self._api, job, document, self._storable)
         except ApiError as error:
             if not _conflict(error):
                 raise
@@ -85,7 +91,7 @@ class ProgressWriter:
             newest = await self._api.get(FINETUNEJOBS.path(metadata["namespace"], metadata["name"]))
             if newest["metadata"]["uid"] != metadata["uid"]:
                 raise ApiError(404, "NotFound", "the job is gone, and another one has its name") from error
-        return await write_progress(self._api, newest, document)
+        return await write_progress(self._api, newest, document, self._storable)
 
     def _before(self, uid: str, job: Object) -> Progress | None:
         return self._shown.get(uid) or status_of(job).progress

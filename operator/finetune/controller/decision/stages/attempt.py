@@ -8,14 +8,13 @@ the attempt for all; what it failed of is why the attempt failed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from finetune.api.conditions import shortened
+from finetune.api.conditions import shortened, word
 from finetune.api.contract import CONTAINERS, PEER_LOST, ExitCode, Step, StepError, StepReport
 from finetune.api.status import Attempt, AttemptOutcome
 from finetune.controller.decision.observed import (
@@ -237,7 +236,7 @@ def _ended(
 ) -> Attempt:
     update: dict[str, Any] = {
         "outcome": kind,
-        "reason": re.sub(r"[^A-Za-z0-9]", "", reason)[:128],
+        "reason": word(reason),
         "message": shortened(message, 1024),
         "exit_code": 0 if kind == AttemptOutcome.SUCCEEDED else code,
         "end_time": _end_of(pod),
