@@ -174,8 +174,8 @@ def test_killed_at_any_time_the_operator_goes_on_where_it_was(playground):
     assert status["attempts"]["count"] == 1
 
 
-def test_a_finished_job_is_deleted_in_its_time(playground):
-    playground.submit(output={"uri": "pvc://later/out"}, ttlSecondsAfterFinished=1)
+def test_a_failed_job_is_deleted_in_its_time(playground):
+    playground.submit(output={"uri": "pvc://later/out"}, ttlSecondsAfterFailed=1)
     report = error_report(Step.DOWNLOAD, "Gated", "x")
     playground.fail(playground.pod("prepare"), "prepare", Step.DOWNLOAD, 78, report)
     playground.until(lambda: playground.get(KIND, "tune") is None)

@@ -95,7 +95,7 @@ def card(document: dict[str, Any]) -> str:
         front.append(f"base_model: {hub_name}")
     origin = f"[{hub_name}](https://huggingface.co/{hub_name})" if hub_name else f"`{base['uri']}`"
     commit = f" at commit `{base['commit']}`" if base["commit"] else ""
-    plain = f" The base is published quantised: {base['dequantized']}." if base["dequantized"] else ""
+    plain = f" The base is published quantised: {base['dequantized']}." if base.get("dequantized") else ""
     lines = [
         "---",
         *front,
