@@ -1,6 +1,6 @@
 """What the operator and the steps agree on: files, environment, exit codes, reports.
 
-The operator writes a `StepJob` into an annotation of the pod template; a downward-API volume turns it into `job.json`.
+The operator writes a `StepJob` into an annotation of the pod template; a projected volume turns it into `job.json`.
 A step reads it, works in the workspace, leaves a `StepReport` in the termination log and ends with an `ExitCode`.
 The local runner keeps the same contract with folders and processes.
 """

@@ -28,6 +28,7 @@ from finetune.controller.cluster.resources import EVENTS, FINETUNEJOBS, Resource
 from finetune.controller.cluster.resync import Resync
 from finetune.controller.cluster.store import Key, Store
 from finetune.controller.cluster.watches import follow
+from finetune.controller.decision.observed import over
 from finetune.controller.decision.stages.pod import PodSettings
 from finetune.controller.serving import health, progress
 from finetune.controller.serving.metrics import Metrics
@@ -91,12 +92,12 @@ class Replica:
         else:
             key = self.store.feed({**item, "kind": kind})
         if key is not None:
-            self.enqueue(key, new=kind == KIND and "status" not in item)
+            self.enqueue(key, news=change != "DELETED" and kind != KIND and not over({**item, "kind": kind}))
 
-    def enqueue(self, key: Key, *, new: bool = False) -> None:
-        """Visit the job, if this replica decides; soon, when it is new."""
+    def enqueue(self, key: Key, *, news: bool = False) -> None:
+        """Visit the job, if this replica decides; after others, when there is nothing but news of it."""
         if self._deciding:
-            self.queue.add(key, new=new)
+            self.queue.add(key, news=news)
 
     async def run(self, watch: Watch, stop: asyncio.Event) -> None:
         """Until `stop` is set or some part ends."""
@@ -141,7 +142,7 @@ class Replica:
     async def _follow(self, resource: Resource, namespace: str | None, listed: asyncio.Event) -> None:
         path = resource.path(namespace)
         if resource is EVENTS:
-            warn = functools.partial(complaints.take_in, self.store, enqueue=self.enqueue)
+            warn = functools.partial(complaints.take_in, self.store, enqueue=functools.partial(self.enqueue, news=True))
             await follow(self.api, path, complaints.WARNINGS, lambda change, item: warn(item), listed=listed)
         else:
             query = {"labelSelector": resource.selector}

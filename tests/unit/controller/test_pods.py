@@ -199,7 +199,8 @@ def test_every_container_reports_progress_with_a_token_for_nothing_else():
     for stage in STAGES:
         spec = pod_of(stage)
         (volume,) = [item for item in spec["volumes"] if "projected" in item]
-        assert volume["projected"]["sources"][0]["serviceAccountToken"]["audience"] == "finetune.dev"
+        _, token = volume["projected"]["sources"]
+        assert token["serviceAccountToken"]["audience"] == "finetune.dev"
         for container in containers(spec).values():
             assert env(container)["KUBEFLOW_TRAINER_SERVER_URL"] == SETTINGS.progress_url
 
@@ -287,7 +288,7 @@ def test_your_own_trainer_is_told_where_everything_is():
     assert env(container) == {
         "KUBEFLOW_TRAINER_SERVER_URL": SETTINGS.progress_url,
         "KUBEFLOW_TRAINER_SERVER_CA_CERT": "/etc/finetune/progress-ca.crt",
-        "KUBEFLOW_TRAINER_SERVER_TOKEN": "/var/run/finetune/token",
+        "KUBEFLOW_TRAINER_SERVER_TOKEN": "/etc/finetune/token",
         "FINETUNE_DEVICES": "1",
         "FINETUNE_JOB": "/etc/finetune/job.json",
         "FINETUNE_WORKSPACE": "/workspace",

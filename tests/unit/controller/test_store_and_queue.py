@@ -7,7 +7,7 @@ import sys
 
 from finetune.api import KIND
 from finetune.api.contract import Step
-from finetune.controller.cluster.queue import WorkQueue
+from finetune.controller.cluster.queue import PATIENCE_SECONDS, WorkQueue
 from finetune.controller.cluster.store import Store, slim
 from finetune.controller.decision.observed import Warned
 from tests.builders import Claim, FineTuneJob, Job, Pod
@@ -219,22 +219,45 @@ async def test_a_delayed_visit_happens_when_it_is_due_and_a_new_time_replaces_th
     await worker
 
 
-async def test_new_jobs_go_first_but_the_others_do_not_starve():
-    queue, visits = WorkQueue(), []
+async def visited(queue: WorkQueue) -> list[str]:
+    """The order in which one worker visits what waits."""
+    visits: list[str] = []
 
     async def visit(key):
         visits.append(key[1])
 
-    for number in range(6):
-        queue.add(("team", f"old-{number}"))
-    for number in range(6):
-        queue.add(("team", f"new-{number}"), new=True)
     worker = asyncio.create_task(queue.work(visit))
     await asyncio.sleep(0.01)
     queue.close()
     await worker
-    assert visits[:8] == ["new-0", "new-1", "new-2", "old-0", "new-3", "new-4", "new-5", "old-1"]
-    assert len(visits) == 12
+    return visits
+
+
+async def test_work_goes_before_news():
+    queue = WorkQueue()
+    queue.add(("team", "news"), news=True)
+    queue.add(("team", "work"))
+    assert await visited(queue) == ["work", "news"]
+
+
+async def test_news_that_waited_long_take_turns_with_work():
+    now = 0.0
+    queue = WorkQueue(clock=lambda: now)
+    for number in range(2):
+        queue.add(("team", f"news-{number}"), news=True)
+    for number in range(3):
+        queue.add(("team", f"work-{number}"))
+    now = PATIENCE_SECONDS + 1
+    assert await visited(queue) == ["news-0", "work-0", "news-1", "work-1", "work-2"]
+
+
+async def test_a_job_whose_news_wait_is_visited_at_once_when_there_is_work():
+    queue = WorkQueue()
+    for name in ("first", "second"):
+        queue.add(("team", name), news=True)
+    queue.add(("team", "second"))
+    assert await visited(queue) == ["second", "first"]
+    assert not len(queue)
 
 
 async def test_closing_finishes_the_visit_under_way_and_begins_no_other():

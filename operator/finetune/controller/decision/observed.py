@@ -221,6 +221,13 @@ def terminal(pod: Object) -> bool:
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
+def over(item: Object) -> bool:
+    """Whether a child is at its end, which is what the next thing to do waits for."""
+    if item["kind"] == "Job":
+        return any(condition_of(item, kind) for kind in ("Complete", "Failed", "FailureTarget", "SuccessCriteriaMet"))
+    return terminal(item)
+
+
 def container_statuses(pod: Object | None) -> tuple[Object, ...]:
     """The statuses of all containers, init containers first."""
     status = (pod or {}).get("status") or {}

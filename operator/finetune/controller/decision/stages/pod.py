@@ -1,7 +1,7 @@
 """What the pods of all stages share: identity, security, volumes, environment, and the Job around them.
 
 The pods run under the restricted Pod Security profile, hold no token of the API server, and learn everything about
-their job from one file that a downward-API volume makes of an annotation.
+their job from one file that a projected volume makes of an annotation.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ FAILURE_POLICY: dict[str, Any] = {
 _LAYOUT = Layout()
 _CACHE = "/cache"
 _CA_FILE = "progress-ca.crt"
-_TOKEN_FOLDER = "/var/run/finetune"  # noqa: S105 - a path
+_TOKEN_FILE = "token"  # noqa: S105 - a path
 
 
 @dataclass(frozen=True)
@@ -220,23 +220,22 @@ def container(
             {"name": "workspace", "mountPath": str(_LAYOUT.workspace)},
             {"name": "job", "mountPath": str(_LAYOUT.job_file.parent), "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - an emptyDir of the pod's own
-            *([{"name": "progress-token", "mountPath": _TOKEN_FOLDER, "readOnly": True}] if _reports(settings) else []),
             *mounts,
         ],
     }
 
 
 def volumes(observed: Observed, settings: PodSettings, further: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
-    """The volumes of every pod: workspace, job.json, /tmp, the token for reporting progress."""
+    """The volumes of every pod: workspace, /tmp, and one for job.json and what progress is reported with."""
     items = [{"path": _LAYOUT.job_file.name, "fieldRef": {"fieldPath": f"metadata.annotations['{JOB_ANNOTATION}']"}}]
     if _reports(settings):
         items.append({"path": _CA_FILE, "fieldRef": {"fieldPath": f"metadata.annotations['{CA_ANNOTATION}']"}})
-    token = {"serviceAccountToken": {"audience": TOKEN_AUDIENCE, "expirationSeconds": 3600, "path": "token"}}
+    token = {"serviceAccountToken": {"audience": TOKEN_AUDIENCE, "expirationSeconds": 3600, "path": _TOKEN_FILE}}
+    sources = [{"downwardAPI": {"items": items}}, *([token] if _reports(settings) else [])]
     return [
         {"name": "workspace", "persistentVolumeClaim": {"claimName": workspace_claim(observed.name, observed.spec)}},
-        {"name": "job", "downwardAPI": {"items": items}},
+        {"name": "job", "projected": {"sources": sources}},
         {"name": "tmp", "emptyDir": {}},
-        *([{"name": "progress-token", "projected": {"sources": [token]}}] if _reports(settings) else []),
         *further,
     ]
 
@@ -294,7 +293,7 @@ def _environment(settings: PodSettings) -> dict[str, str]:
     return {
         PROGRESS_URL: settings.progress_url,
         PROGRESS_CA: str(_LAYOUT.job_file.parent / _CA_FILE),
-        PROGRESS_TOKEN: f"{_TOKEN_FOLDER}/token",
+        PROGRESS_TOKEN: str(_LAYOUT.job_file.parent / _TOKEN_FILE),
     }
 
 
