@@ -203,12 +203,14 @@ class Replica:
     async def _unless_ended(work: Awaitable[object], guard: asyncio.Task[None], what: str) -> None:
         """Wait for the work, or for the end of what it needs: then raise its error, or `what` as one."""
         task = asyncio.ensure_future(work)
-        await asyncio.wait({task, guard}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-            guard.result()
-            raise RuntimeError(what)
-        task.result()
+        try:
+            await asyncio.wait({task, guard}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                guard.result()
+                raise RuntimeError(what)
+            task.result()
+        finally:
+            task.cancel()  # a replica that is stopped must not win the lease a moment later
 
     async def _stop(self, tasks: dict[str, asyncio.Task[None]], watches_stop: asyncio.Event) -> None:
         """Finish the visits under way, release the lease, then stop watching."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import sys
 
 from finetune.api import KIND
-from finetune.api.contract import Step
+from finetune.api.contract import JOB_LABEL, Step
 from finetune.controller.cluster.queue import PATIENCE_SECONDS, WorkQueue
 from finetune.controller.cluster.store import Store, slim
 from finetune.controller.decision.observed import Warned
@@ -167,6 +168,18 @@ class TestClaims:
     def test_jobs_with_claims_of_their_own_or_in_another_namespace_know_nothing_of_each_other(self):
         elsewhere = FineTuneJob("z", uid="z", namespace="other").with_spec(workspace={"claimName": "mine"})
         assert self.holder("a", elsewhere.with_status(BEGUN), FineTuneJob("c", uid="c")) == ""
+
+
+def test_a_child_relabelled_to_another_job_leaves_nothing_with_the_first():
+    store, child = Store(), Job("prepare").build()
+    store.feed(FineTuneJob().build())
+    store.feed(child)
+    moved = copy.deepcopy(child)
+    moved["metadata"]["labels"][JOB_LABEL] = "other"
+    moved["metadata"]["resourceVersion"] = str(int(child["metadata"]["resourceVersion"]) + 1_000)
+    store.feed(moved)
+    store.remove("Job", "team", child["metadata"]["name"], child["metadata"]["uid"], last=moved)
+    assert store.observe(KEY).jobs == ()
 
 
 async def test_a_job_is_visited_once_however_often_it_is_added():

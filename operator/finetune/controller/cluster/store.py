@@ -83,6 +83,8 @@ class Store:
         job = job_of(item)
         # orjson leaves its whole buffer (8 KiB) behind a short text: only a copy is as short as the text.
         text = bytes(memoryview(orjson.dumps(slim(item), default=dict)))
+        if known is not None and known.job != job:
+            self._forget_child(known.job, key)  # somebody relabelled it
         self._objects[key] = _Seen(str(metadata["uid"]), version, job, text)
         if key[0] != KIND:
             self._children[job].add(key)
@@ -114,12 +116,14 @@ class Store:
             return None
         del self._objects[key]
         self._keep_what_ended(known, {**last, "kind": kind} if last else known.item())
-        children = self._children.get(known.job)
-        if children is not None:
+        self._forget_child(known.job, key)
+        return known.job
+
+    def _forget_child(self, job: Key, key: tuple[str, str, str]) -> None:
+        if (children := self._children.get(job)) is not None:
             children.discard(key)
             if not children:
-                del self._children[known.job]
-        return known.job
+                del self._children[job]
 
     def warn(self, warned: Warned, namespace: str) -> Key | None:
         """Take in a warning Event; the job it concerns, None while the object is not known (yet)."""

@@ -322,7 +322,8 @@ class _Flow:
         hint = outcome.error.hint if outcome.error else ""
         message = f"{step}: {attempt.message or 'no reason was given'}" + (f". {hint}" if hint else "")
         limit = self.observed.spec.retry.limit
-        draft.set(CONDITIONS[step], ConditionStatus.FALSE, attempt.reason or Reason.FAILED, message)
+        if not draft.holds(CONDITIONS[step]):  # what is done stays so, also where doing it again has failed
+            draft.set(CONDITIONS[step], ConditionStatus.FALSE, attempt.reason or Reason.FAILED, message)
         if attempt.outcome == AttemptOutcome.USER_ERROR:
             self._fail(attempt.reason or Reason.USER_ERROR, message)
         elif attempt.outcome in budget.PREEMPTIONS and budget.too_often(attempts, self.observed.spec.retry):
