@@ -7,6 +7,7 @@ import math
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -196,15 +197,21 @@ def test_an_end_is_read_from_what_the_workers_left(
 ) -> None:
     for rank, outcome in enumerate(left):
         outcome.write(tmp_path, rank)
-    expected = max(1, len(left))
-    outcome = _outcome(returned, stopped, read_outcomes(tmp_path), Checkpoints(tmp_path / "none", 1, {}), expected)
+    outcome = ended(returned, stopped, tmp_path, max(1, len(left)))
     assert outcome.code == code
     assert (outcome.error.reason if outcome.error else None) == reason
 
 
+def ended(returned: int, stopped: bool, folder: Path, expected: int) -> Outcome:
+    """The end of a run of so many workers that did not hang."""
+    workers: Any = SimpleNamespace(stopped=stopped, hung=False)
+    plan: Any = SimpleNamespace(devices_here=expected)
+    return _outcome(returned, workers, read_outcomes(folder), Checkpoints(folder / "none", 1, {}), plan)
+
+
 def test_a_rank_that_left_nothing_is_no_success(tmp_path: Path) -> None:
     DONE.write(tmp_path, 0)
-    outcome = _outcome(0, False, read_outcomes(tmp_path), Checkpoints(tmp_path / "none", 1, {}), expected=2)
+    outcome = ended(0, False, tmp_path, expected=2)
     assert outcome.code == ExitCode.UNAVAILABLE
 
 
