@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from tests.merge_patch import merged
+
 _FILE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 
 GOOD: dict[str, Any] = _FILE["good"]
@@ -17,19 +19,6 @@ class Bad(NamedTuple):
     name: str
     job: dict[str, Any]
     says: str
-
-
-def merged(document: Any, patch: Any) -> Any:
-    """The document under a JSON merge patch (RFC 7396)."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(document) if isinstance(document, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = merged(result.get(key), value)
-    return result
 
 
 BAD = [Bad(entry["name"], merged(GOOD, entry["patch"]), entry["says"]) for entry in _FILE["bad"]]

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from finetune.api.crd import crd
-from tests.integration.bad_specs import GOOD, merged
+from tests.integration.bad_specs import GOOD
+from tests.merge_patch import merged
 
 Path = tuple[str | int, ...]
 MISSING = object()

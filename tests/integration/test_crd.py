@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.integration.bad_specs import BAD, CLOSE, GOOD, merged
+from tests.integration.bad_specs import BAD, CLOSE, GOOD
 from tests.integration.crd_server import private_crd
+from tests.merge_patch import merged
 
 pytestmark = pytest.mark.cluster
 

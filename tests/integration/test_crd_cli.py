@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from finetune.cli.__main__ import app
-from tests.integration.bad_specs import GOOD, merged
+from tests.integration.bad_specs import GOOD
 from tests.integration.crd_server import private_crd
+from tests.merge_patch import merged
 
 pytestmark = pytest.mark.cluster
 

@@ -22,6 +22,7 @@ from finetune.controller.cluster.client import ApiError
 from finetune.controller.cluster.resources import EVENTS, SERVICES, WATCHED
 from finetune.controller.decision.observed import index_of, stage_of
 from tests.builders import INDEX_LABEL, NOW, STEPS, FineTuneJob, stamp
+from tests.merge_patch import merged
 
 TOTAL_STEPS = 4
 Fate = Callable[[dict[str, Any], Step], str]
@@ -84,7 +85,7 @@ class Server:
             item[part] = merged(item.get(part, {}), json.loads(json.dumps(body[part])))
         if (kind, part) == (KIND, "status"):
             item[part] = known(item[part], self.definition)
-        item["metadata"] = _merged(item["metadata"], body["metadata"])
+        item["metadata"] = merged(item["metadata"], body["metadata"])
         return copy.deepcopy(item if item == before else self._changed(item))
 
     async def delete(self, path: str, uid: str, grace_seconds: int | None = None) -> None:
@@ -373,19 +374,6 @@ class Server:
         self.changes.append(("DELETED", gone))
 
 
-def _merged(document: Any, patch: Any) -> Any:
-    """JSON merge patch (RFC 7396)."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(document) if isinstance(document, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = _merged(result.get(key), value)
-    return result
-
-
 def _over(status: dict[str, Any]) -> bool:
     return any(condition["type"] in ("Complete", "Failed") for condition in status.get("conditions", ()))
 
@@ -422,19 +410,6 @@ def _policy(job: dict[str, Any], pod: dict[str, Any]) -> dict[str, str]:
                 )
                 return {"reason": "PodFailurePolicy", "message": f"{message} {index}"}
     return {"reason": "BackoffLimitExceeded", "message": "Job has reached the specified backoff limit"}
-
-
-def merged(target: Any, patch: Any) -> Any:
-    """RFC 7396."""
-    if not isinstance(patch, dict):
-        return patch
-    found = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            found.pop(key, None)
-        else:
-            found[key] = merged(found.get(key), value)
-    return found
 
 
 def known(value: Any, schema: Mapping[str, Any]) -> Any:

@@ -6,7 +6,8 @@ import pytest
 from finetune.api import API_VERSION
 from finetune.cli import document
 from finetune.cli.check import InvalidJob, checked
-from tests.integration.bad_specs import BAD, CLOSE, GOOD, merged
+from tests.integration.bad_specs import BAD, CLOSE, GOOD
+from tests.merge_patch import merged
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = [path for path in sorted((ROOT / "manifests/examples").rglob("*.yaml")) if path.stem != "claims"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.controller.cluster.patch import merge_patch
-from tests.simulation.server import merged
+from tests.merge_patch import merged
 
 LEAVES = st.booleans() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=3)
 FIELDS = st.sampled_from("abcd")

@@ -22,11 +22,11 @@ from finetune.controller.cluster.resources import BY_KIND, CLAIMS, EVENTS, FINET
 from finetune.controller.cluster.store import Store, job_of
 from finetune.controller.decision.decide import Child, Decision, document
 from finetune.controller.decision.observed import Object, Observed, condition_of, owner_uid, status_of
-from finetune.controller.decision.stages import workspace
+from finetune.controller.decision.stages import waits, workspace
 from finetune.controller.decision.stages.signals import NODE_LOST
 from finetune.controller.decision.transitions import event, transitions
 
-FIELD_MANAGER = "finetune-operator"
+FIELD_MANAGER = waits.MANAGER
 """Owner of everything in a FineTuneJob's status but the live progress."""
 
 PROGRESS_MANAGER = "finetune-progress"

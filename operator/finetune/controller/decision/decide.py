@@ -620,17 +620,13 @@ def _in_the_way(observed: Observed, now: datetime) -> str:
         former = (running["metadata"].get("labels") or {}).get(JOB_UID_LABEL) != observed.uid
         whose = "the former job of this name" if former else "an earlier attempt"
         return f"waiting for pod {running['metadata']['name']} of {whose} to be gone"
-    for kind, items in (("Job", observed.former(observed.jobs)),):
-        if items:
-            return f"waiting for {kind} {items[0]['metadata']['name']} of the former job of this name to be gone"
+    if jobs := observed.former(observed.jobs):
+        return f"waiting for Job {jobs[0]['metadata']['name']} of the former job of this name to be gone"
     if claim := workspace.in_the_way(observed):
         return claim
     if observed.claim_held_by:
         brought = observed.spec.workspace.claim_name
         return f"waits for the claim {brought}, in which the job {observed.claim_held_by} works"
-    for item in observed.owned(observed.claims):
-        if "deletionTimestamp" in item["metadata"]:
-            return f"waiting for volume claim {item['metadata']['name']}, which is being deleted, to be gone"
     return ""
 
 

@@ -6,13 +6,11 @@ that the garbage collector, which knows of no operator, never takes what somebod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from finetune.api import API_VERSION, KIND
 from finetune.api.contract import JOB_UID_LABEL, KEPT_ANNOTATION, KEPT_LABEL
 from finetune.api.spec import Retain
-from finetune.controller.decision.observed import Object, Observed
+from finetune.controller.decision.observed import Object, Observed, owner_uid
 from finetune.controller.decision.stages import pod
 
 STAGE = "workspace"
@@ -23,6 +21,7 @@ def manifest(observed: Observed) -> dict[str, Any] | None:
     workspace = observed.spec.workspace
     if workspace.claim_name:
         return None
+    outlives = kept(observed, failed=False)
     storage_class = {"storageClassName": workspace.storage_class_name} if workspace.storage_class_name else {}
     return {
         "apiVersion": "v1",
@@ -30,12 +29,8 @@ def manifest(observed: Observed) -> dict[str, Any] | None:
         "metadata": {
             "name": _name(observed),
             "namespace": observed.namespace,
-            "labels": pod.labels(observed, STAGE) | (_kept_label() if kept(observed, failed=False) else {}),
-            **(
-                {"annotations": _kept_from(observed)}
-                if kept(observed, failed=False)
-                else {"ownerReferences": pod.owned_by(observed)}
-            ),
+            "labels": pod.labels(observed, STAGE) | (_kept_label() if outlives else {}),
+            **({"annotations": _kept_from(observed)} if outlives else {"ownerReferences": pod.owned_by(observed)}),
         },
         "spec": {
             "accessModes": [mode.value for mode in workspace.access_modes],
@@ -124,17 +119,9 @@ def _kept_from(observed: Observed) -> dict[str, str]:
 
 
 def _is_kept(claim: Object) -> bool:
-    return _owner(claim["metadata"]) is None
+    return owner_uid(claim) is None
 
 
 def made_for(claim: Object) -> str | None:
     """The UID of the job that the claim was made for; one that is kept has its label left."""
-    metadata = claim["metadata"]
-    return _owner(metadata) or (metadata.get("labels") or {}).get(JOB_UID_LABEL)
-
-
-def _owner(metadata: Mapping[str, Any]) -> str | None:
-    for owner in metadata.get("ownerReferences") or ():
-        if owner.get("controller") and owner.get("kind") == KIND and owner.get("apiVersion") == API_VERSION:
-            return str(owner["uid"])
-    return None
+    return owner_uid(claim) or (claim["metadata"].get("labels") or {}).get(JOB_UID_LABEL)
