@@ -195,6 +195,16 @@ def test_a_crash_is_followed_after_a_back_off_and_counted():
     assert later.status.attempts.failures == 1
 
 
+def test_what_is_done_stays_done_also_where_doing_it_again_fails():
+    job = started()
+    first = decided(job, Claim(), Job("prepare"), Pod("prepare").on("n").done(Step.DOWNLOAD).running(Step.ADD_TOKENS))
+    job.with_status(first.status)
+    pod = Pod("prepare").on("n").failed(Step.DOWNLOAD, 1)
+    status = decided(job, Claim(), Job("prepare").failed(), pod).status
+    assert status.attempts.failures == 1
+    assert is_true(status.conditions, ConditionType.MODEL_DOWNLOADED)
+
+
 def test_failures_in_a_row_beyond_the_limit_fail_the_job():
     job = prepared(retry={"limit": 0})
     decision = decided(
@@ -668,6 +678,17 @@ class TestASpecThatANewerOperatorKnows:
         before = Observed(job=job.build()).status
         assert said in {item.message for item in transitions(before, decision.status)}
         assert not list(transitions(decision.status, decision.status))
+
+    def test_a_job_that_is_to_fail_stops_also_when_a_value_cannot_be_read(self):
+        job = prepared(activeDeadlineSeconds=1)
+        running = Pod("train").on("n").running(Step.TRAIN)
+        job.with_status(decided(job, Claim(), Job("train"), running).status)
+        job.with_status(decided(job, Claim(), Job("train"), running, after=60).status)
+        assert job_status(job).phase == Phase.STOPPING
+        job.training(method="Telepathy")
+        decision = decided(job, Claim(), Job("train"), lost_pod(), after=120)
+        assert [child.name for child in decision.delete] == ["tune-train-1"]
+        assert "NodeLost: pod tune-train-1-x" in decision.status.message
 
     def test_a_job_that_has_begun_is_left_as_it_is_when_a_value_cannot_be_read(self):
         job = prepared()

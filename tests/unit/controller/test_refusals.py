@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from finetune.api import KIND
+from finetune.controller.cluster import reconciler
 from finetune.controller.cluster.apply import Applier
 from finetune.controller.cluster.client import ApiError
 from finetune.controller.cluster.queue import WorkQueue
@@ -154,6 +155,16 @@ async def test_a_child_that_nobody_told_of_is_gone_on_with():
     desk = Desk(None, former.server)
     await desk.minutes(0.5)  # its pods are waited for: they would have more to say
     assert ("Job", "tune-train-1") in desk.server.objects
+
+
+async def test_children_that_nobody_told_of_are_all_gone_on_with(monkeypatch):
+    """One visit makes few passes; what the last of them found is looked at in another one."""
+    monkeypatch.setattr(reconciler, "_PASSES", 1)
+    former = Desk(None)
+    await former.reconciler.visit(KEY)
+    desk = Desk(None, former.server)
+    await desk.reconciler.visit(KEY)
+    assert len(desk.reconciler.queue) == 1
 
 
 async def test_a_child_without_its_label_is_named_and_not_posted_again_and_again():

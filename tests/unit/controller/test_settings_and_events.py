@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from finetune.api.contract import Step
+from finetune.api.status import FineTuneJobStatus
 from finetune.controller.decision.decide import decide
 from finetune.controller.decision.observed import Observed
 from finetune.controller.decision.stages.pod import PodSettings
@@ -83,3 +84,20 @@ async def test_lagging_watches_and_standing_workers_make_the_replica_unhealthy()
     assert Health(watching=lambda: False).problems()
     assert Health(waiting=lambda: 3, last_visit=lambda: float("-inf"), leading=lambda: True).problems()
     assert not Health(waiting=lambda: 0, last_visit=lambda: float("-inf"), leading=lambda: True).problems()
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("NodeLost: pod tune-train-1-x was told to stop", True),
+        ("the Job tune-train-1 cannot be created: exceeded quota", True),
+        ("the pod cannot be created: forbidden", True),
+        ("a pod (there are 1 of 2) cannot be created: forbidden", True),
+        ("pod 1 of 2: waits for the claim data, which does not exist", True),
+        ("train attempt 2 starts at 12:00:10 UTC (NodeLost: the machine fell silent)", False),
+        ("stopping, because the Job tune-train-1 cannot be created: exceeded quota", False),
+    ],
+)
+def test_a_message_that_only_quotes_trouble_is_no_news(message, told):
+    before = FineTuneJobStatus()
+    assert bool(list(transitions(before, before.model_copy(update={"message": message})))) == told

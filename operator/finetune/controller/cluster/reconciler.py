@@ -92,6 +92,7 @@ class Reconciler:
                     return
             elif not applied.again:
                 return
+        self.queue.add(key)  # what the last pass found, nobody else tells of
 
     async def _look_again(self, key: Key) -> None:
         """The server knows the job otherwise than the store does: ask it."""

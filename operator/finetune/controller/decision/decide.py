@@ -397,7 +397,8 @@ class _Flow:
             self.draft.say("the pod was told to stop: it writes its checkpoint")
             return
         said = waits.lost(item)
-        if self.observed.spec.training.on_node_lost == NodeLostPolicy.FORCE_DELETE:
+        training = self.observed.job["spec"].get("training") or {}  # also of a spec that cannot be read pods stop
+        if training.get("onNodeLost") == NodeLostPolicy.FORCE_DELETE:
             force_at = moment(item["metadata"]["deletionTimestamp"]) + waits.FORCED_AFTER
             if not self.settings.force_delete:
                 said += f". {waits.NOT_ALLOWED}"

@@ -6,6 +6,7 @@ The name is made of what happened, so telling it twice (after a crash, from two 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -59,7 +60,7 @@ def transitions(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator
     if retried and known.get(ConditionType.FAILED) == ConditionStatus.TRUE and after.completion_time is None:
         yield Transition("Normal", Reason.RETRYING, "the job goes on where it failed", retried)
     yield from _attempts(before, after)
-    if after.message != before.message and after.message and any(words in after.message for words in _TELLING):
+    if after.message != before.message and after.message and _TELLING.match(after.message):
         yield Transition("Warning", "Waiting", after.message, "")
 
 
@@ -79,14 +80,11 @@ def _attempts(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[T
                 yield Transition("Warning", item.outcome, f"{name}: {item.reason}: {item.message}", identity)
 
 
-_TELLING = (
-    "cannot be created: ",
-    "the workspace volume is not provisioned",
-    "waits for the claim",
-    "held by",
-    "NodeLost",
-    "this operator does not know",
+_TELLING = re.compile(
+    r"(pod \d+ of \d+: )?((the (\S+ ){1,2}|a pod \([^)]*\) )cannot be created: |"
+    r"the workspace volume is not provisioned|waits for the claim|held by|NodeLost: |this operator does not know)"
 )
+"""How messages begin that somebody may have to act on. Others may quote them: the end of the attempt before."""
 
 
 def event(observed: Observed, transition: Transition, now: datetime, instance: str) -> dict[str, Any]:
