@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from finetune.api.spec import FineTuneJobSpec
 from finetune.api.status import FineTuneJobStatus
 from finetune.controller.cluster.backoff import UNREACHABLE, until_answered
 from finetune.controller.cluster.client import ApiError
+from finetune.controller.decision.transitions import event_about
 
 log = logging.getLogger(__name__)
 
@@ -90,28 +90,8 @@ class Definition:
 
 def event(warning: str, namespace: str, lease: str, instance: str) -> dict[str, Any]:
     """The Event that tells an administrator, about the operator's own Lease. The same warning has the same name."""
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    name = f"{lease}.{hashlib.sha256(warning.encode()).hexdigest()[:16]}"
-    return {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"name": name, "namespace": namespace},
-        "involvedObject": {
-            "apiVersion": "coordination.k8s.io/v1",
-            "kind": "Lease",
-            "name": lease,
-            "namespace": namespace,
-        },
-        "type": "Warning",
-        "reason": "DefinitionOutdated",
-        "message": warning[:1024],
-        "source": {"component": "finetune-operator", "host": instance},
-        "reportingComponent": "finetune-operator",
-        "reportingInstance": instance,
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
-    }
+    about = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "name": lease, "namespace": namespace}
+    return event_about(about, warning, "Warning", "DefinitionOutdated", warning, datetime.now(UTC), instance)
 
 
 def _served(document: Mapping[str, Any]) -> Schema:

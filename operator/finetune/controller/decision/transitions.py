@@ -88,26 +88,34 @@ _TELLING = re.compile(
 
 
 def event(observed: Observed, transition: Transition, now: datetime, instance: str) -> dict[str, Any]:
-    """The Event object."""
-    text = "\0".join((observed.uid, *transition))
+    """The Event that tells of a transition."""
+    about = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": observed.name,
+        "namespace": observed.namespace,
+        "uid": observed.uid,
+    }
+    told = "\0".join((observed.uid, *transition))
+    return event_about(about, told, transition.type, transition.reason, transition.message, now, instance)
+
+
+def event_about(
+    about: dict[str, str], told: str, kind: str, reason: str, message: str, now: datetime, instance: str
+) -> dict[str, Any]:
+    """An Event about an object, beside it; the same text in `told` gives it the same name."""
     time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {
-            "name": f"{observed.name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}",
-            "namespace": observed.namespace,
+            "name": f"{about['name']}.{hashlib.sha256(told.encode()).hexdigest()[:16]}",
+            "namespace": about["namespace"],
         },
-        "involvedObject": {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "name": observed.name,
-            "namespace": observed.namespace,
-            "uid": observed.uid,
-        },
-        "type": transition.type,
-        "reason": transition.reason,
-        "message": transition.message[:1024],
+        "involvedObject": about,
+        "type": kind,
+        "reason": reason,
+        "message": message[:1024],
         "source": {"component": "finetune-operator", "host": instance},
         "reportingComponent": "finetune-operator",
         "reportingInstance": instance,
